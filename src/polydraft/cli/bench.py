@@ -1,0 +1,129 @@
+"""`polydraft bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from polydraft.cli import options
+
+HEADINGS = (
+    "prompts",
+    "plain\ntok/s",
+    "drafted\ntok/s",
+    "ratio",
+    "tokens\n/ step",
+    "drafts\nkept",
+    "draft\ntime",
+    "same\ntext",
+)
+
+
+def bench(
+    *,
+    model: options.ModelName,
+    head: options.HeadName,
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="JSON lines with `prompt` or chat `messages`, perhaps `kind`; or heldout, the prompts that "
+            "the published figures use, or validation.",
+        ),
+    ],
+    max_new_tokens: options.MaxNewTokens = 128,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: Annotated[int, typer.Option(help="Prompt i uses seed + i, in both runs.")] = 0,
+    dtype: options.DtypeName = "auto",
+    threads: options.Threads = None,
+    json_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="OUT",
+            help="Keep the figures here; a picture goes beside it.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compare plain `model.generate` with drafted decoding: speed, acceptance, equality.
+
+    Both run on each prompt, in alternating order, after a warm-up. The ratio is that of the medians over
+    prompts of tokens per second, the prompt's own forward included.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from polydraft.evaluation.benchmark import Comparison, benchmark
+    from polydraft.evaluation.plots import can_plot, plot_report
+    from polydraft.evaluation.prompts import prompts_path, read_prompts
+    from polydraft.evaluation.report import check_writable, report, write_report
+    from polydraft.evaluation.runs import Sampling
+
+    console = options.error_console()
+    if json_path is not None:
+        check_writable(json_path)
+    questions = read_prompts(prompts_path(prompts))
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)
+    console.print(session.threads)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("prompts", total=len(questions))
+
+        def advance(result: Comparison) -> None:
+            progress.update(task, advance=1, description=f"last ratio {result.ratio:.2f}, prompts")
+
+        results = benchmark(
+            session.model, session.head, session.tokenizer, questions, sampling, on_result=advance
+        )
+    content = report(
+        results,
+        sampling=sampling,
+        model=model,
+        head=head,
+        dtype=session.dtype,
+        command=options.command_line(),
+    )
+    Console().print(figures_table(content))
+    if json_path is None:
+        return
+    write_report(content, json_path)
+    console.print(f"figures in {json_path}", markup=False, soft_wrap=True)
+    if can_plot():
+        plot_report(content, json_path.with_suffix(".png"))
+    else:
+        console.print("no picture without matplotlib: pip install 'polydraft[plots]'", markup=False)
+
+
+def figures_table(content: dict[str, Any]) -> Table:
+    """The groups of `evaluation.report.report`, a row each."""
+    sampling = "greedy" if content["temperature"] == 0 else f"T = {content['temperature']:g}"
+    title = f"{content['model']}, {content['dtype']}, {sampling}, {content['max_new_tokens']} new tokens"
+    caption = "tokens/s: medians over prompts; ratio: of these medians"
+    table = Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("kind")
+    for name in HEADINGS:
+        table.add_column(name, justify="right")
+    for kind, group in (content["kinds"] | {"all": content["all"]}).items():
+        same = "-" if group["identical"] is None else f"{group['identical_count']} of {group['prompts']}"
+        table.add_row(
+            kind,
+            str(group["prompts"]),
+            f"{group['plain_tokens_per_second']:.1f}",
+            f"{group['drafted_tokens_per_second']:.1f}",
+            f"{group['ratio']:.2f}",
+            f"{group['mean_acceptance_length']:.2f}",
+            f"{group['draft_acceptance_rate']:.0%}",
+            f"{group['drafting_share']:.0%}",
+            same,
+        )
+    return table

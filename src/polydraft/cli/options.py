@@ -1,0 +1,79 @@
+"""Options that commands share, and how a command gets its model and head."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from polydraft.heads import DraftHead
+
+ModelName = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="Base model: folder, hub id, or smollm2-135m-instruct.")
+]
+HeadName = Annotated[
+    str, typer.Option("--head", metavar="NAME", help="Draft head: folder, hub id, or smollm2-135m-instruct.")
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens to generate at most; an end token stops earlier.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy; above 0, sample.")]
+TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens only; 0 keeps all.")]
+TopP = Annotated[float, typer.Option(help="Sample from the smallest set of this probability; 1 keeps all.")]
+DtypeName = Annotated[
+    str,
+    typer.Option("--dtype", metavar="NAME", help="auto (bfloat16), float32, bfloat16 or float16."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="CPU threads; by default 1 on one or two cores, else torch's choice.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model with its head. `threads` is a line that says how many run, and why."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head: DraftHead
+    dtype: torch.dtype
+    threads: str
+
+
+def error_console() -> Console:
+    """Where progress and remarks go, so that stdout holds results alone."""
+    return Console(stderr=True, highlight=False)
+
+
+def open_session(*, model: str, head: str, dtype: str, threads: int | None, console: Console) -> Session:
+    """Load `model` and `head`, showing the stages on `console`; arguments as the user gave them."""
+    with console.status("starting"):
+        import transformers
+        from huggingface_hub.utils import logging as hub_logging
+
+        from polydraft import loading
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()
+        parsed = loading.parse_dtype(dtype)
+        note = loading.set_threads(threads)
+        loading.head_source(head)
+    with console.status(f"loading {model}"):
+        base, tokenizer = loading.load_model(model, dtype=parsed, on_progress=console.print)
+        attached = loading.load_head(head, model=base, tokenizer=tokenizer)
+    return Session(base, tokenizer, attached, parsed, note)
+
+
+def command_line() -> str:
+    """The command as the user gave it."""
+    return shlex.join(["polydraft", *sys.argv[1:]])

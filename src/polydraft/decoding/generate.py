@@ -1,0 +1,145 @@
+"""The two doors: `decoder(head)` for `model.generate(custom_generate=...)`, and our own `generate`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from polydraft.decoding.loop import Engine, Sequence, Streamer
+from polydraft.decoding.requests import check_cache, check_request, unpadded
+from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
+from polydraft.errors import InputError
+from polydraft.heads import DraftHead
+
+
+class Decoder:
+    """A drafted decoding method, callable by `model.generate(**inputs, custom_generate=decoder)`.
+
+    `generate` does not hand its `streamer` and `tokenizer` to such callables: give the streamer to
+    `decoder(head, streamer=...)`, and stop strings as `stopping_criteria=[StopStringCriteria(...)]`;
+    or use `polydraft.generate`, which takes both.
+
+    Attributes:
+        statistics: of the last call; None before the first.
+    """
+
+    def __init__(
+        self, head: DraftHead, *, streamer: Streamer | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        self.head = head
+        self.streamer = streamer
+        self.generator = generator
+        self.statistics: DecodingStatistics | None = None
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> DraftedOutput | Tensor:
+        """Generate; arguments arrive prepared from `model.generate`.
+
+        Returns:
+            (1, L) token ids, or a `DraftedOutput` with `return_dict_in_generate=True`.
+
+        Raises:
+            InputError: the head belongs to another model, or an option cannot be drafted.
+        """
+        check_request(generation_config, input_ids, model_kwargs)
+        cache = check_cache(model_kwargs.get("past_key_values"))
+        if not self.head.is_attached_to(model):
+            self.head.attach(model)
+        input_ids = input_ids.to(model.device)
+        seen = cache.get_seq_length()
+        prompt = unpadded(input_ids, model_kwargs.get("attention_mask") if seen == 0 else None)[:, seen:]
+        if prompt.shape[1] == 0:
+            raise InputError(f"the cache already holds all {seen} prompt tokens: give at least one more")
+        engine = Engine(
+            model,
+            self.head,
+            processors=logits_processor,
+            do_sample=bool(generation_config.do_sample),
+            generator=self.generator,
+        )
+        if self.streamer is not None:
+            self.streamer.put(input_ids.cpu())
+        out = engine.run(Sequence(input_ids, stopping_criteria, self.streamer), prompt, cache)
+        if self.streamer is not None:
+            self.streamer.end()
+        self.statistics = out.statistics
+        if generation_config.return_dict_in_generate:
+            return out
+        assert out.sequences is not None
+        return out.sequences
+
+
+def decoder(
+    head: DraftHead, *, streamer: Streamer | None = None, generator: torch.Generator | None = None
+) -> Decoder:
+    """A `custom_generate` for `model.generate`.
+
+    Args:
+        head: attached to the model, or attachable (it is then attached at the first call).
+        streamer: receives the prompt, then every token. generator: randomness; torch's own if None.
+    """
+    return Decoder(head, streamer=streamer, generator=generator)
+
+
+def generate(
+    model: PreTrainedModel,
+    head: DraftHead,
+    input_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    streamer: Streamer | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> DraftedOutput:
+    """Drafted `model.generate`: the same text (greedy), the same distribution (sampling), sooner.
+
+    Args:
+        model: a decoder-only causal model. head: trained for it.
+        input_ids: (1, T) int64. attention_mask: (1, T), left padding only.
+        generation_config, stopping_criteria, options: as in `model.generate`.
+        streamer: receives the prompt, then every token. tokenizer: needed for `stop_strings`.
+        generator: randomness; torch's global one if None.
+
+    Raises:
+        InputError: the head belongs to another model, or an option cannot be drafted.
+    """
+    config = copy.deepcopy(generation_config if generation_config is not None else model.generation_config)
+    options.pop("custom_generate", None)
+    rest = config.update(**options | {"return_dict_in_generate": True})
+    criteria = StoppingCriteriaList(stopping_criteria or [])
+    if config.stop_strings:
+        if tokenizer is None:
+            raise InputError("stop_strings needs the tokenizer: pass tokenizer=...")
+        criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
+        config.stop_strings = None
+    out = model.generate(
+        input_ids,
+        attention_mask=attention_mask,
+        generation_config=config,
+        stopping_criteria=criteria,
+        custom_generate=decoder(head, streamer=streamer, generator=generator),
+        **rest,
+    )
+    assert isinstance(out, DraftedOutput)
+    return out

@@ -1,0 +1,163 @@
+"""The decoding loop: draft n tokens, check them with one forward of the base model, keep what it says.
+
+One cycle is one forward over [pending token, drafts]. Its row i predicts the token after draft i; with
+a drafts accepted, row a gives the next token x and hidden state a is what the next draft starts from:
+
+    joint = head(h_a, x);  drafts ~ joint;  p = model([x, drafts]);  verify
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
+from polydraft.decoding.processing import draft_warp, target_scores
+from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
+from polydraft.decoding.verify import Verified, draw, verify_greedy, verify_sampled
+from polydraft.heads import DraftHead
+from polydraft.hidden import HiddenTap
+from polydraft.joint import Chain
+
+
+class Streamer(Protocol):
+    """What transformers' streamers do."""
+
+    def put(self, value: Tensor) -> None:
+        """Take tokens."""
+
+    def end(self) -> None:
+        """Flush."""
+
+
+class Sequence:
+    """The growing text of one generation: emits tokens one by one and knows when to stop.
+
+    Attributes:
+        ids: (1, L) prompt and tokens so far. origins: s >= 1 for drafts at position s, else 0.
+    """
+
+    def __init__(self, input_ids: Tensor, criteria: StoppingCriteriaList, streamer: Streamer | None) -> None:
+        self.ids = input_ids
+        self.origins: list[int] = []
+        self.finished = False
+        self._criteria = criteria
+        self._streamer = streamer
+
+    @property
+    def room(self) -> int | None:
+        """Tokens left up to the length limit; None without one."""
+        limit = self._criteria.max_length
+        return None if limit is None else max(limit - self.ids.shape[1], 0)
+
+    def emit(self, tokens: list[int], origins: list[int]) -> int:
+        """Append `tokens` until a stopping criterion holds; returns how many were taken."""
+        for count, (token, origin) in enumerate(zip(tokens, origins, strict=True), start=1):
+            new = self.ids.new_tensor([token])
+            self.ids = torch.cat([self.ids, new[None]], dim=-1)
+            self.origins.append(origin)
+            if self._streamer is not None:
+                self._streamer.put(new.cpu())
+            if bool(self._criteria(self.ids, None).all()):
+                self.finished = True
+                return count
+        return len(tokens)
+
+
+class Engine:
+    """A base model, its head and the rules of one generation.
+
+    Args:
+        model, head: the head attached to the model. processors: applied to p and q alike.
+        do_sample: sample, else take argmaxes. generator: source of randomness, torch's own if None.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        head: DraftHead,
+        *,
+        processors: LogitsProcessorList,
+        do_sample: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.model = model
+        self.head = head
+        self.processors = processors
+        self.do_sample = do_sample
+        self.generator = generator
+
+    def first(self, prefix: Tensor, logits: Tensor) -> int:
+        """The token after the prompt, from its last row (V,)."""
+        scores = target_scores(self.processors, prefix, logits)
+        return draw(scores.softmax(-1), self.generator) if self.do_sample else int(scores.argmax())
+
+    def draft(self, hidden: Tensor, prefix: Tensor, limit: int) -> Chain:
+        """At most `limit` drafts after `prefix` (1, L), whose last token was predicted from `hidden` (1, d)."""
+        if limit == 0:
+            empty = prefix.new_empty(1, 0)
+            return Chain(empty, hidden.new_empty(1, 0, self.head.config.draft_vocab_size) if self.do_sample else None)
+        joint = self.head(hidden, prefix[:, -1])
+        warp = draft_warp(self.processors, prefix, self.head.draft_ids, self.head.config.vocab_size)
+        chain = joint.sample(generator=self.generator, warp=warp) if self.do_sample else joint.argmax(warp=warp)
+        return Chain(chain.tokens[:, :limit], None if chain.log_rows is None else chain.log_rows[:, :limit])
+
+    def verify(self, prefix: Tensor, drafts: Tensor, chain: Chain, logits: Tensor) -> Verified:
+        """Check `drafts` (1, m) base ids after `prefix` against the base model's rows `logits` (m + 1, V)."""
+
+        def scores(s: int) -> Tensor:
+            return target_scores(self.processors, torch.cat([prefix, drafts[:, :s]], dim=-1), logits[s])
+
+        tokens: list[int] = drafts[0].tolist()
+        if chain.log_rows is None:
+            return verify_greedy(scores, tokens)
+        return verify_sampled(
+            lambda s: scores(s).softmax(-1),
+            tokens,
+            chain.tokens[0],
+            chain.log_rows[0],
+            self.head.draft_ids,
+            generator=self.generator,
+        )
+
+    def run(self, sequence: Sequence, prompt: Tensor, cache: DynamicCache) -> DraftedOutput:
+        """Generate until `sequence` is finished.
+
+        Args:
+            prompt: (1, T) what the model reads first: the prompt without padding and without the
+                tokens that `cache` already holds.
+        """
+        began = time.perf_counter()
+        statistics = DecodingStatistics()
+        keep: dict[str, Any] = {"logits_to_keep": 1} if self.model._supports_logits_to_keep() else {}
+        with HiddenTap(self.model) as tap:
+            out = self.model(input_ids=prompt, past_key_values=cache, use_cache=True, **keep)
+            cache.activate_past_recording()
+            sequence.emit([self.first(sequence.ids, out.logits[0, -1])], [0])
+            hidden = tap.hidden[:, -1]
+            while not sequence.finished:
+                started = time.perf_counter()
+                room = sequence.room
+                limit = self.head.config.horizon if room is None else min(self.head.config.horizon, max(room - 1, 0))
+                chain = self.draft(hidden, sequence.ids, limit)
+                drafts = self.head.draft_ids[chain.tokens]
+                statistics.drafting_seconds += time.perf_counter() - started
+
+                block = torch.cat([sequence.ids[:, -1:], drafts], dim=-1)
+                logits = self.model(input_ids=block, past_key_values=cache, use_cache=True).logits[0]
+                accepted, token = self.verify(sequence.ids, drafts, chain, logits)
+
+                run = [*drafts[0, :accepted].tolist(), token]
+                taken = sequence.emit(run, [*range(1, accepted + 1), 0])
+                statistics.count(drafted=drafts.shape[1], accepted=min(accepted, taken))
+                if undo := block.shape[1] - taken:
+                    cache.crop(-undo)
+                hidden = tap.hidden[:, accepted]
+        statistics.seconds = time.perf_counter() - began
+        origins = torch.tensor([sequence.origins], device=sequence.ids.device)
+        return DraftedOutput(
+            sequences=sequence.ids, origins=origins, statistics=statistics, past_key_values=cache
+        )

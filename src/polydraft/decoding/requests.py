@@ -1,0 +1,68 @@
+"""What a drafted generation refuses, each by name and in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from polydraft.errors import InputError
+
+KNOWN_INPUTS = {
+    "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position", "logits_to_keep",
+    "output_attentions", "output_hidden_states",
+}  # fmt: skip
+
+
+def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str, Any]) -> None:
+    """Refuse what the loop does not do.
+
+    Raises:
+        InputError: names the option and what to do instead.
+    """
+    if "inputs_embeds" in inputs or input_ids.shape[1] == 0:
+        raise InputError("drafted generation needs at least one prompt token in input_ids; inputs_embeds is not supported")
+    if (config.num_beams or 1) > 1:
+        raise InputError("beam search cannot be drafted: set num_beams=1, or call plain model.generate")
+    if (config.num_return_sequences or 1) > 1 or input_ids.shape[0] > 1:
+        raise InputError("drafted generation takes one sequence at a time: call it once per prompt")
+    if not config.use_cache:
+        raise InputError("drafted generation needs the cache: leave use_cache on")
+    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+        if getattr(config, name, None):
+            raise InputError(f"{name} is not supported by drafted generation: leave it off, or call plain model.generate")
+    if (config.guidance_scale or 1) != 1:
+        raise InputError("guidance_scale runs the model a second time and cannot be drafted: leave it off")
+    extra = [name for name, value in inputs.items() if value is not None and name not in KNOWN_INPUTS]
+    if extra:
+        raise InputError(f"drafted generation takes text only; the model input {extra[0]!r} is not supported")
+
+
+def check_cache(cache: object) -> DynamicCache:
+    """The cache, if its layers can be rolled back.
+
+    Raises:
+        InputError: a cache, or a layer of one, without rollback; named.
+    """
+    if not isinstance(cache, DynamicCache):
+        raise InputError(f"{type(cache).__name__} cannot be rolled back: use the default dynamic cache")
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise InputError(f"the model keeps {type(layer).__name__} states, which cannot be rolled back after a refused draft")
+    return cache
+
+
+def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The prompt without its left padding; (1, T) -> (1, T').
+
+    Raises:
+        InputError: a mask with holes.
+    """
+    if attention_mask is None or bool(attention_mask.all()):
+        return input_ids
+    kept = int(attention_mask.sum())
+    if kept == 0 or not bool(attention_mask[0, -kept:].all()):
+        raise InputError("attention_mask may hide left padding only: pad on the left")
+    return input_ids[:, -kept:]

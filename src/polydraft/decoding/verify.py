@@ -1,0 +1,80 @@
+"""Token-wise verification: keep of a draft what the base model would have said, and one token more.
+
+Leviathan et al. 2023 (arXiv 2211.17192), Chen et al. 2023 (arXiv 2302.01318). With p the base model's
+processed row and q the row the draft x was drawn from, x is kept with probability min(1, p(x)/q(x));
+at the first refusal the token comes from the residual max(0, p - q), normalised. The result is
+distributed as p whatever q is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Verified(NamedTuple):
+    """`accepted` drafts are kept, then comes `token`: a correction, or a bonus when all were kept."""
+
+    accepted: int
+    token: int
+
+
+def residual(target: Tensor, draft: Tensor, draft_ids: Tensor) -> Tensor:
+    """max(0, p - q), not normalised; p (V,), q (V',) over `draft_ids` (V',) -> (V,).
+
+    Where rounding leaves nothing of it, p and q are equal and p itself is returned.
+    """
+    rest = target.clone()
+    rest[draft_ids] -= draft
+    rest.clamp_(min=0)
+    return rest if float(rest.sum()) > 0 else target
+
+
+def draw(weights: Tensor, generator: torch.Generator | None) -> int:
+    """One index drawn in proportion to `weights` (V,)."""
+    return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def verify_greedy(target_row: Callable[[int], Tensor], drafts: Sequence[int]) -> Verified:
+    """Keep drafts while each is the argmax of the target row.
+
+    Args:
+        target_row: s -> processed scores (V,) after the first s drafts; asked in order, and never
+            beyond the first refusal.
+        drafts: base token ids.
+    """
+    for s, draft in enumerate(drafts):
+        best = int(target_row(s).argmax())
+        if best != draft:
+            return Verified(s, best)
+    return Verified(len(drafts), int(target_row(len(drafts)).argmax()))
+
+
+def verify_sampled(
+    target_row: Callable[[int], Tensor],
+    drafts: Sequence[int],
+    draft_index: Tensor,
+    draft_log_rows: Tensor,
+    draft_ids: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+) -> Verified:
+    """Token-wise rejection sampling; see the module's docstring.
+
+    Args:
+        target_row: s -> p after the first s drafts, probabilities (V,); asked as in `verify_greedy`.
+        drafts: m base token ids. draft_index: (m,) the same in the draft vocabulary.
+        draft_log_rows: (m, V') log q, the normalised rows the drafts were drawn from.
+        draft_ids: (V',) base ids of the draft vocabulary.
+    """
+    for s, draft in enumerate(drafts):
+        target = target_row(s)
+        row = draft_log_rows[s].exp()
+        chance = torch.rand((), generator=generator, device=target.device)
+        if float(chance * row[draft_index[s]]) < float(target[draft]):
+            continue
+        return Verified(s, draw(residual(target, row, draft_ids), generator))
+    return Verified(len(drafts), draw(target_row(len(drafts)), generator))

@@ -1,0 +1,1 @@
+"""Acceptance and speed: drafted decoding beside plain `model.generate`, and reports of both."""

@@ -1,0 +1,56 @@
+"""The figures of a report as a picture; needs the extra `plots`."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+from polydraft.files import write_atomic
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def plot_report(content: dict[str, Any], path: Path) -> None:
+    """Write a PNG: tokens per second by kind, and the share of steps that accept each position.
+
+    Args:
+        content: of `evaluation.report.report`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = content["kinds"] | {"all": content["all"]}
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    speed, acceptance = figure.subplots(1, 2)
+    width = 0.38
+    for offset, name in ((-width / 2, "plain"), (width / 2, "drafted")):
+        heights = [group[f"{name}_tokens_per_second"] for group in groups.values()]
+        bars = speed.bar([i + offset for i in range(len(groups))], heights, width, label=name)
+        if name == "drafted":
+            speed.bar_label(bars, [f"{group['ratio']:.2f}x" for group in groups.values()])
+    speed.set_xticks(range(len(groups)), groups)
+    speed.set_ylabel("tokens per second, median over prompts")
+    speed.margins(y=0.2)
+    speed.legend(loc="upper center", ncols=2)
+    for name, group in groups.items():
+        shares = group["acceptance_per_position"]
+        label = f"{name} ({group['mean_acceptance_length']:.2f} tokens per step)"
+        acceptance.plot(range(1, len(shares) + 1), shares, marker="o", label=label)
+    acceptance.set_xlabel("draft position")
+    acceptance.set_ylabel("share of steps that accept it")
+    acceptance.set_ylim(0, 1)
+    acceptance.xaxis.get_major_locator().set_params(integer=True)
+    acceptance.legend()
+    sampling = "greedy" if content["temperature"] == 0 else f"temperature {content['temperature']:g}"
+    figure.suptitle(
+        f"{content['model']}, {content['dtype']}, {sampling}, {content['all']['prompts']} prompts"
+    )
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomic(path, picture.getvalue())

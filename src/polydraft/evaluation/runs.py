@@ -1,0 +1,170 @@
+"""One generation, plain or drafted, timed; the unit that every comparison is built from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+import polydraft
+from polydraft.decoding.statistics import DecodingStatistics
+from polydraft.errors import InputError
+from polydraft.heads import DraftHead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to continue a prompt; the same for plain and drafted runs.
+
+    Attributes:
+        max_new_tokens: tokens at most; an end token stops earlier.
+        temperature: 0 is greedy. top_k: 0 keeps all. top_p: 1 keeps all. min_p: None keeps all.
+        repetition_penalty: 1 is none.
+        stop: texts that end the generation.
+        seed: of torch's generators, set before every run.
+
+    Raises:
+        InputError: a value outside its range; names it.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1", self.max_new_tokens),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more", self.temperature),
+            ("top_k", self.top_k >= 0, "0 (off) or more", self.top_k),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1", self.top_p),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1", self.min_p),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0", self.repetition_penalty),
+            ("stop", all(self.stop), "a text that is not empty", ""),
+        )
+        for name, fits, expected, value in ranges:
+            if not fits:
+                raise InputError(f"{name} must be {expected}, got {value!r}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the text is determined by the prompt alone."""
+        return self.temperature == 0
+
+    def arguments(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Keyword arguments of `model.generate` and `polydraft.generate`."""
+        out: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": not self.greedy,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        if not self.greedy:
+            out |= {
+                "temperature": self.temperature,
+                "top_k": self.top_k,
+                "top_p": self.top_p,
+                "min_p": self.min_p,
+            }
+        if self.stop:
+            out |= {"stop_strings": list(self.stop), "tokenizer": tokenizer}
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one generation gave.
+
+    Attributes:
+        tokens: the new ones. seconds: wall clock from the prompt's ids to the last token.
+        origins: as in `DraftedOutput`, one per token; None for a plain run.
+        statistics: None for a plain run.
+    """
+
+    tokens: list[int]
+    seconds: float
+    origins: list[int] | None = None
+    statistics: DecodingStatistics | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens over wall clock, the prompt's forward included."""
+        return len(self.tokens) / self.seconds
+
+
+def run_plain(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], sampling: Sampling
+) -> Run:
+    """Continue `ids` by `model.generate`."""
+    inputs = _inputs(ids, model)
+    began = _clock(model, seed=sampling.seed)
+    out: Tensor = cast(Any, model).generate(**inputs, **sampling.arguments(tokenizer))
+    seconds = _clock(model) - began
+    return Run(tokens=out[0, len(ids) :].tolist(), seconds=seconds)
+
+
+def run_drafted(
+    model: PreTrainedModel,
+    head: DraftHead,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    streamer: BaseStreamer | None = None,
+) -> Run:
+    """Continue `ids` by `polydraft.generate`; `streamer` receives tokens as they are accepted."""
+    inputs = _inputs(ids, model)
+    began = _clock(model, seed=sampling.seed)
+    arguments = inputs | sampling.arguments(tokenizer)
+    out = polydraft.generate(model, head, streamer=streamer, **arguments)
+    seconds = _clock(model) - began
+    assert out.sequences is not None
+    assert out.origins is not None
+    return Run(
+        tokens=out.sequences[0, len(ids) :].tolist(),
+        seconds=seconds,
+        origins=out.origins[0].tolist(),
+        statistics=out.statistics,
+    )
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
+    """The text of each token, so that they join to the whole; special tokens are empty.
+
+    A token that ends inside a character is empty and the text comes with the one that completes it.
+    """
+    out: list[str] = []
+    shown = 0
+    for end in range(1, len(tokens) + 1):
+        text = tokenizer.decode(list(tokens[:end]), skip_special_tokens=True)
+        assert isinstance(text, str)
+        if text.endswith("\ufffd") and end < len(tokens):
+            out.append("")
+        else:
+            out.append(text[shown:])
+            shown = len(text)
+    return out
+
+
+def _inputs(ids: Sequence[int], model: PreTrainedModel) -> dict[str, Any]:
+    """Input ids and mask, (1, prompt) each, on the model's device."""
+    row = torch.tensor([list(ids)], device=model.device)
+    return {"input_ids": row, "attention_mask": torch.ones_like(row)}
+
+
+def _clock(model: PreTrainedModel, *, seed: int | None = None) -> float:
+    """Seconds, after all queued work is done; sets torch's seeds first when given one."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

@@ -1,0 +1,80 @@
+"""The configuration of a draft head; stored as `config.json` in its folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from polydraft.errors import InputError
+
+FORMAT_VERSION = 1
+FEATURES = ("hidden", "fused")
+JOINTS = ("cp",)
+
+
+class DraftConfig(PreTrainedConfig):
+    """What a `DraftHead` is made of, and for which base model.
+
+    Args:
+        hidden_size: d, width of the base model's last hidden state.
+        vocab_size: V, tokens of the base model.
+        draft_vocab_size: V', tokens that can be drafted (the most frequent ones).
+        horizon: n, tokens drafted after the one the base model has just given.
+        rank: r, components of the joint; 1 is the independent head.
+        joint: family of the joint distribution; "cp" is the canonical decomposition.
+        features: "hidden", h_t alone, the sampled token entering through the posterior over
+            components (the paper); "fused", h_t joined with the embedding of the sampled token.
+        feature_size: width of the gated layer that fuses them ("fused" only).
+        map_rank: rank of the linear map per (position, component); 0 is a full d x d map (the paper's).
+        own_unembedding: an unembedding per (position, component), the paper's from-scratch form,
+            instead of the base model's own rows.
+        base_model: id, revision and fingerprint of the base model; see `heads.fingerprint`.
+        provenance: training command, data hash, package versions, held-out figures.
+        format_version: layout of the folder; a newer one than this code knows is refused.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    model_type = "polydraft"
+
+    hidden_size: int = 576
+    vocab_size: int = 49152
+    draft_vocab_size: int = 8192
+    horizon: int = 4
+    rank: int = 4
+    joint: str = "cp"
+    features: str = "fused"
+    feature_size: int = 1152
+    map_rank: int = 64
+    own_unembedding: bool = False
+    base_model: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name in ("hidden_size", "vocab_size", "draft_vocab_size", "horizon", "rank", "feature_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InputError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}")
+        if not isinstance(self.map_rank, int) or self.map_rank < 0:
+            raise InputError(f"map_rank must be 0 (full maps) or more, got {self.map_rank}")
+        if self.draft_vocab_size > self.vocab_size:
+            raise InputError(
+                f"draft_vocab_size {self.draft_vocab_size} exceeds the vocabulary of {self.vocab_size}"
+            )
+        if self.features not in FEATURES:
+            raise InputError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}")
+        if self.joint not in JOINTS:
+            raise InputError(f"joint must be one of {', '.join(JOINTS)}, got {self.joint!r}")
+        if self.format_version > FORMAT_VERSION:
+            raise InputError(
+                f"head format {self.format_version} is newer than this polydraft reads "
+                f"({FORMAT_VERSION}): upgrade polydraft"
+            )
+
+    @property
+    def positions(self) -> int:
+        """Positions the joint models: the horizon, and x[t+1] too where it enters by the posterior."""
+        return self.horizon + (self.features == "hidden")

@@ -1,0 +1,157 @@
+"""`DraftHead`: the base model's hidden state and the token just sampled -> a joint over the next n."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from polydraft.errors import InputError, PolydraftError
+from polydraft.heads.config import DraftConfig
+from polydraft.heads.features import FullMaps, FusedFeatures, LowRankMaps
+from polydraft.heads.fingerprint import check_base, unembedding
+from polydraft.joint import Canonical, JointDistribution
+
+INIT_STD = 0.02
+
+
+class DraftHead(PreTrainedModel):
+    """Rank-r joint head over a frozen base model (arXiv 2410.17765, retrofit form).
+
+        u_t = features(h_t, x[t+1])                          (d)
+        w = softmax(gate(u_t))                               (r)
+        P_a^(s) = softmax(U' map_{s,a}(u_t))                 (V'), U' = rows of the base unembedding
+
+    The embedding and U' belong to the base model: `attach` lends them, `save_pretrained` leaves them
+    out. Buffer `draft_ids` (V',) holds the base token id of every draft token.
+    """
+
+    config_class = DraftConfig
+    config: DraftConfig
+    base_model_prefix = "draft"
+    main_input_name = "hidden"
+    draft_ids: Tensor
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__(config)
+        d, r, s = config.hidden_size, config.rank, config.positions
+        self.fuse = FusedFeatures(d, config.feature_size) if config.features == "fused" else None
+        self.gate = nn.Linear(d, r)
+        self.maps = LowRankMaps(s, r, d, config.map_rank) if config.map_rank else FullMaps(s, r, d)
+        if config.own_unembedding:
+            self.own = nn.Parameter(torch.empty(s, r, config.draft_vocab_size, d))
+        self.register_buffer("draft_ids", torch.full((config.draft_vocab_size,), -1, dtype=torch.long))
+        self._base: list[PreTrainedModel] = []  # a list, so that the base is no submodule of the head
+        self._rows: Tensor | None = None
+        self._index: Tensor | None = None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Called by transformers for each module that holds parameters itself, and for no other."""
+        fuse = self.fuse
+        if isinstance(module, LowRankMaps):
+            nn.init.normal_(module.inner.weight, std=module.inner.in_features**-0.5)
+            nn.init.normal_(module.outer, std=INIT_STD)
+        elif isinstance(module, FullMaps):
+            eye = torch.eye(module.weight.shape[-1]).expand_as(module.weight)
+            module.weight.copy_(eye + INIT_STD * module.weight.shape[-1] ** -0.5 * torch.randn_like(eye))
+        elif fuse is not None and module is fuse.up:
+            nn.init.normal_(fuse.up.weight, std=fuse.up.in_features**-0.5)
+        elif fuse is not None and module is fuse.down:
+            nn.init.zeros_(fuse.down.weight)
+        elif module is self.gate:
+            nn.init.normal_(self.gate.weight, std=INIT_STD * self.gate.in_features**-0.5)
+            nn.init.zeros_(self.gate.bias)
+        elif module is self and self.config.own_unembedding:
+            nn.init.normal_(self.own, std=INIT_STD)
+
+    # -- the base model ---------------------------------------------------------------------------
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> DraftHead:
+        """Lend the base model's embedding and unembedding to this head; moves it to their device.
+
+        Args:
+            model: the base model. tokenizer: checked too when given.
+
+        Raises:
+            InputError: this is not the model the head was trained for.
+            PolydraftError: `draft_ids` are not set yet.
+        """
+        if self.config.base_model is not None:
+            check_base(self.config.base_model, model, tokenizer)
+        weight = unembedding(model)
+        if weight.shape != (self.config.vocab_size, self.config.hidden_size):
+            raise InputError(
+                f"this head needs an unembedding of {self.config.vocab_size} x {self.config.hidden_size}, "
+                f"{type(model).__name__} has {weight.shape[0]} x {weight.shape[1]}: give its own base model"
+            )
+        if bool((self.draft_ids < 0).any()):
+            raise PolydraftError("the head has no draft vocabulary: fill head.draft_ids before head.attach")
+        nn.Module.to(self, weight.device)
+        self._base = [model]
+        self._rows = weight.detach()[self.draft_ids].contiguous()
+        self._index = torch.full((self.config.vocab_size,), -1, dtype=torch.long, device=weight.device)
+        self._index[self.draft_ids] = torch.arange(len(self.draft_ids), device=weight.device)
+        return self
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether `attach` has lent a base model's matrices to this head."""
+        return bool(self._base)
+
+    def is_attached_to(self, model: PreTrainedModel) -> bool:
+        """Whether `model` itself is the one attached."""
+        return self.is_attached and self._base[0] is model
+
+    @property
+    def rows(self) -> Tensor:
+        """U' (V', d), the base model's unembedding of the draft vocabulary."""
+        if self._rows is None:
+            raise PolydraftError("the head has no base model yet: call head.attach(model) first")
+        return self._rows
+
+    def draft_index(self, tokens: Tensor) -> Tensor:
+        """Index in the draft vocabulary of base token ids, -1 outside it; any shape."""
+        _ = self.rows
+        assert self._index is not None
+        return self._index[tokens]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The base model's input embedding of `tokens`; (...) -> (..., d), in the head's dtype."""
+        _ = self.rows
+        out: Tensor = self._base[0].get_input_embeddings()(tokens)
+        return out.to(self.gate.weight.dtype)
+
+    # -- from hidden state to joint -----------------------------------------------------------------
+
+    def features(self, hidden: Tensor, next_tokens: Tensor) -> Tensor:
+        """u_t from h_t (B, d) and x[t+1] (B,); (B, d) in the head's dtype."""
+        hidden = hidden.to(self.gate.weight.dtype)
+        if self.fuse is None:
+            return hidden
+        out: Tensor = self.fuse(hidden, self.embed(next_tokens))
+        return out
+
+    def logits(self, mapped: Tensor, position: int) -> Tensor:
+        """Draft-vocabulary logits of one 0-based position; z (B, r, d) -> (B, r, V'), float32."""
+        if self.config.own_unembedding:
+            return torch.einsum("bad,avd->bav", mapped, self.own[position].to(mapped.dtype)).float()
+        rows = self.rows
+        return (mapped.to(rows.dtype) @ rows.T).float()
+
+    def forward(self, hidden: Tensor, next_tokens: Tensor) -> JointDistribution:
+        """The joint of x[t+2..t+1+n] over the draft vocabulary.
+
+        Args:
+            hidden: (B, d), h_t: what the base model's unembedding was fed to give x[t+1].
+            next_tokens: (B,) int64 base ids, x[t+1], already sampled.
+        """
+        features = self.features(hidden, next_tokens)
+        mapped = self.maps(features)
+        if self.config.own_unembedding:
+            logits = torch.stack([self.logits(mapped[:, s], s) for s in range(self.config.positions)], dim=1)
+        else:
+            logits = self.logits(mapped.flatten(1, 2), 0).unflatten(1, mapped.shape[1:3])
+        joint = Canonical.from_logits(self.gate(features), logits)
+        return joint.after(self.draft_index(next_tokens)) if self.config.features == "hidden" else joint

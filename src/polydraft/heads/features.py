@@ -1,0 +1,60 @@
+"""From the base model's hidden state to the features u_t that the joint is computed from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+
+
+class FusedFeatures(nn.Module):
+    """u_t = h_t + W_down(silu(W_gate z) * W_up z), z = [norm(h_t); norm(E x[t+1])].
+
+    A gated layer over the hidden state and the embedding of the token sampled from it; both are
+    RMS-normalised, since their scales differ by base model. W_down starts at zero, so u starts as h.
+
+    Args:
+        hidden_size: d. feature_size: width of the gated layer.
+    """
+
+    def __init__(self, hidden_size: int, feature_size: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(2 * hidden_size, 2 * feature_size, bias=False)
+        self.down = nn.Linear(feature_size, hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """hidden (..., d), embedding (..., d) -> u (..., d)."""
+        size = hidden.shape[-1:]
+        gate, value = self.up(torch.cat([rms_norm(hidden, size), rms_norm(embedding, size)], -1)).chunk(2, -1)
+        out: Tensor = hidden + self.down(silu(gate) * value)
+        return out
+
+
+class LowRankMaps(nn.Module):
+    """z_{s,a} = u + B_{s,a} A_{s,a} u: one low-rank residual map per position and component.
+
+    B starts as small noise, so z starts near u; at zero, all components would have the same gradients.
+    """
+
+    def __init__(self, positions: int, rank: int, hidden_size: int, map_rank: int) -> None:
+        super().__init__()
+        self.shape = (positions, rank, map_rank)
+        self.inner = nn.Linear(hidden_size, positions * rank * map_rank, bias=False)
+        self.outer = nn.Parameter(torch.empty(positions, rank, map_rank, hidden_size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """u (B, d) -> z (B, positions, rank, d)."""
+        inner = self.inner(features).unflatten(-1, self.shape)
+        return features[:, None, None, :] + torch.einsum("bsak,sakd->bsad", inner, self.outer)
+
+
+class FullMaps(nn.Module):
+    """z_{s,a} = W_{s,a} u: the paper's retrofit form, a d x d map per position and component."""
+
+    def __init__(self, positions: int, rank: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(positions, rank, hidden_size, hidden_size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """u (B, d) -> z (B, positions, rank, d)."""
+        return torch.einsum("be,sade->bsad", features, self.weight)

@@ -1,0 +1,87 @@
+"""What tells one base model from another, cheaply and on every version of transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from polydraft.errors import InputError
+
+CONFIG_KEYS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+SAMPLED_ROWS = 64
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def config_fingerprint(model: PreTrainedModel) -> str:
+    """Hash of the sizes that define the architecture."""
+    config = model.config.get_text_config()
+    return _digest(json.dumps({key: getattr(config, key, None) for key in CONFIG_KEYS}).encode())
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Hash of the signs in evenly spaced rows of the unembedding: rounding to another dtype keeps signs."""
+    weight = unembedding(model)
+    step = max(weight.shape[0] // SAMPLED_ROWS, 1)
+    return _digest(weight[::step].detach().signbit().cpu().numpy().tobytes())
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of the vocabulary, token and id."""
+    return _digest(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])).encode())
+
+
+def describe_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
+    """The record a head keeps of its base model."""
+    return {
+        "id": model.config.name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "config": config_fingerprint(model),
+        "weights": weights_fingerprint(model),
+        "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer is not None else None,
+    }
+
+
+def check_base(
+    record: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Refuse a base model other than the one in `record`.
+
+    Raises:
+        InputError: names what differs.
+    """
+    found = describe_base(model, tokenizer)
+    for part in ("config", "weights", "tokenizer"):
+        if record.get(part) and found[part] and record[part] != found[part]:
+            raise InputError(
+                f"this head was trained for {record.get('id')!r}; {found['id']!r} has another {part}: "
+                "give the model it was trained for, or train a head for this one with `polydraft train`"
+            )
+
+
+def unembedding(model: PreTrainedModel) -> torch.Tensor:
+    """The output matrix (V, d) of a causal model.
+
+    Raises:
+        InputError: the model has none.
+    """
+    output = model.get_output_embeddings()
+    if output is None:
+        raise InputError(f"{type(model).__name__} has no output embeddings: give a causal language model")
+    weight = output.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight

@@ -1,0 +1,163 @@
+"""Load a base model and its draft head by name or folder, with errors a user can act on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from polydraft.embedded import EMBEDDED, OnProgress, embedded_model
+from polydraft.errors import InputError
+from polydraft.heads import DraftConfig, DraftHead
+from polydraft.resources import shipped
+
+DTYPES = {
+    "auto": torch.bfloat16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype called `name`; "auto" is bfloat16.
+
+    Raises:
+        InputError: none of `DTYPES`.
+    """
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype {name!r}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_threads(threads: int | None) -> str:
+    """Set torch's CPU threads; `None` chooses. Returns the choice with its reason, for the user to read.
+
+    On one or two cores one thread is the fastest: OpenMP's threads spin while they wait, and two that
+    share a core with anything else spend most of their time waiting.
+
+    Raises:
+        InputError: `threads` is below 1.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+        return f"{threads} CPU thread{'s' * (threads > 1)}, as asked"
+    cores = os.cpu_count() or 1
+    if cores <= 2:
+        torch.set_num_threads(1)
+        return f"1 CPU thread: more spin against each other on {cores} core{'s' * (cores > 1)}"
+    return f"{torch.get_num_threads()} CPU threads, torch's own choice on {cores} cores"
+
+
+def load_model(
+    name: str, *, dtype: torch.dtype, on_progress: OnProgress | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, in eval mode on `default_device()`.
+
+    Args:
+        name: `smollm2-135m-instruct` (the embedded model), a folder, or a hub id. A local folder of
+            the embedded model's name is written `./smollm2-135m-instruct`.
+        on_progress: called with a line for each stage when the embedded model is converted.
+
+    Raises:
+        InputError: nothing can be loaded under `name`; one line says why.
+    """
+    source = str(embedded_model(on_progress=on_progress)) if name == EMBEDDED else resolve(name, what="model")
+    with one_line_errors(name, what="model"):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    if name == EMBEDDED:
+        model.config.name_or_path = model.name_or_path = EMBEDDED
+    return cast(Any, model).to(default_device()).eval(), tokenizer
+
+
+def load_head(
+    name: str, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> DraftHead:
+    """A draft head in the model's dtype, attached to `model`, in eval mode.
+
+    Args:
+        name: `smollm2-135m-instruct` (the shipped head), a folder, or a hub id.
+        tokenizer: checked against the one the head was trained with, when given.
+
+    Raises:
+        InputError: no head is there, it is damaged, or it was trained for another model.
+    """
+    source = head_source(name)
+    with one_line_errors(name, what="head"):
+        check_is_head(source)
+        loaded: Any = DraftHead.from_pretrained(
+            source, dtype=model.dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    head, found = cast(tuple[DraftHead, dict[str, Any]], loaded)
+    wrong = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if wrong:
+        raise InputError(f"the head {name!r} is damaged: {wrong[0]} is missing or has another shape")
+    return head.attach(model, tokenizer)
+
+
+def head_source(name: str) -> str:
+    """Folder or hub id of a head; the shipped one under the embedded model's name.
+
+    Raises:
+        InputError: neither.
+    """
+    return str(shipped("heads", EMBEDDED)) if name == EMBEDDED else resolve(name, what="head")
+
+
+def check_is_head(source: str) -> None:
+    """Refuse what is not a polydraft head, by its `config.json`.
+
+    Raises:
+        InputError: it is of another kind. OSError: there is no such file.
+    """
+    kind = DraftConfig.get_config_dict(source)[0].get("model_type")
+    if kind != DraftConfig.model_type:
+        raise InputError(f"{source} holds no polydraft head: its config.json is of model_type {kind!r}")
+
+
+def resolve(name: str, *, what: str) -> str:
+    """`name` if it is a transformers folder or could be a hub id.
+
+    What starts like a path, or lies in a folder that exists, is a path and never looked up on a hub.
+
+    Raises:
+        InputError: a path at which there is no such folder.
+    """
+    path = Path(name)
+    if name and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{name!r} is no {what} folder: it has no config.json")
+        return str(path)
+    if path.exists() or not HUB_ID.fullmatch(name) or ("/" in name and path.parent.is_dir()):
+        raise InputError(
+            f"no {what} folder at {name!r}: give a folder, a hub id (owner/name), or {EMBEDDED!r}"
+        )
+    return name
+
+
+@contextmanager
+def one_line_errors(name: str, *, what: str) -> Iterator[None]:
+    """Turn what transformers and safetensors raise for bad folders and hubs into one `InputError` line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot load the {what} {name!r}: {reason}") from error

@@ -1,0 +1,139 @@
+"""Let the base model write its own training text: batched sampling, resumable, a shard per batch.
+
+A row of a shard is `{"input_ids": [...], "prompt_length": k, "temperature": T, "kind": ...}`; `train`
+reads a folder of such shards and learns only from what the model itself wrote (position k onwards).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from polydraft.files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """How to write; recorded as `recipe.json` beside the shards.
+
+    Attributes:
+        temperatures: one per batch, in turn; 0 is greedy. Repeat a value to give it a larger share.
+        max_new_tokens: tokens written after each prompt, at most.
+        max_prompt_tokens: longer prompts keep their last tokens.
+        batch_size: prompts per batch, and rows per shard.
+        seed: fixes the order of the prompts and what is sampled.
+    """
+
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    max_new_tokens: int = 144
+    max_prompt_tokens: int = 256
+    batch_size: int = 96
+    seed: int = 0
+
+
+def encode_prompt(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt row: `prompt` as it is, or `messages` through the chat template."""
+    if "messages" in row:
+        encoded = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
+    return list(tokenizer(row["prompt"])["input_ids"])
+
+
+def batches(
+    prompts: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, options: CollectOptions
+) -> list[list[tuple[list[int], dict[str, Any]]]]:
+    """Distinct prompts as batches of like length (little padding), in a seeded order."""
+    seen: dict[tuple[int, ...], dict[str, Any]] = {}
+    for row in prompts:
+        seen.setdefault(tuple(encode_prompt(row, tokenizer)[-options.max_prompt_tokens :]), row)
+    rows = [(list(ids), row) for ids, row in seen.items() if ids]
+    rng = random.Random(options.seed)
+    rng.shuffle(rows)
+    rows.sort(key=lambda pair: len(pair[0]) // 8)
+    cut = [rows[i : i + options.batch_size] for i in range(0, len(rows), options.batch_size)]
+    rng.shuffle(cut)
+    return cut
+
+
+@torch.inference_mode()
+def write_batch(
+    model: PreTrainedModel,
+    batch: Sequence[tuple[list[int], dict[str, Any]]],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    pad_token_id: int,
+) -> list[dict[str, Any]]:
+    """Continue every prompt of `batch` by plain `model.generate`; rows in the order given."""
+    width = max(len(ids) for ids, _ in batch)
+    padded = torch.tensor([[pad_token_id] * (width - len(ids)) + ids for ids, _ in batch])
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in batch])
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    out = model.generate(
+        padded.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad_token_id,
+        **sampling,
+    )
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    rows = []
+    for (ids, row), line in zip(batch, out[:, width:].tolist(), strict=True):
+        stop = next((i + 1 for i, token in enumerate(line) if token in ends), len(line))
+        rows.append(
+            {"input_ids": ids + line[:stop], "prompt_length": len(ids), "temperature": temperature}
+            | ({"kind": row["kind"]} if "kind" in row else {})
+        )
+    return rows
+
+
+def collect(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Iterable[dict[str, Any]],
+    out: Path,
+    *,
+    options: CollectOptions,
+    worker: tuple[int, int] = (0, 1),
+    recipe: dict[str, Any] | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
+) -> int:
+    """Write all shards that `out` lacks; returns the number of tokens written in this call.
+
+    Args:
+        worker: (i, m): this process takes every m-th batch, beginning with the i-th.
+        recipe: what else to record in `recipe.json` (model, prompts file, command).
+        on_progress: called with (batches done, batches in all, tokens written so far).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "recipe.json", json.dumps((recipe or {}) | asdict(options), indent=1) + "\n")
+    work = batches(list(prompts), tokenizer, options)
+    mine = range(worker[0], len(work), worker[1])
+    written = 0
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for done, index in enumerate(mine, start=1):
+        shard = out / f"shard-{index:05d}.jsonl"
+        if not shard.exists():
+            torch.manual_seed(options.seed * 1_000_003 + index)
+            rows = write_batch(
+                model,
+                work[index],
+                temperature=options.temperatures[index % len(options.temperatures)],
+                max_new_tokens=options.max_new_tokens,
+                pad_token_id=pad,
+            )
+            write_atomic(shard, "".join(json.dumps(row) + "\n" for row in rows))
+            written += sum(len(row["input_ids"]) - row["prompt_length"] for row in rows)
+        if on_progress is not None:
+            on_progress(done, len(mine), written)
+    return written

@@ -1,0 +1,128 @@
+"""A thin layer on the transformers Trainer: the model it trains is the head, the base stays frozen."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from polydraft.errors import PolydraftError
+from polydraft.heads import DraftHead
+from polydraft.training.anchors import build_anchors
+from polydraft.training.data import Document, collate
+from polydraft.training.losses import LossWeights, head_losses
+from polydraft.training.validation import validate
+
+
+class DocumentDataset(Dataset[dict[str, Any]]):
+    """Documents as the Trainer wants them: dicts with `input_ids`."""
+
+    def __init__(self, documents: list[Document]) -> None:
+        self.rows = [vars(d) for d in documents]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+class DraftTrainer(Trainer):
+    """Trains an attached `DraftHead`; checkpoints are head folders and hold no base weights.
+
+    The loss is a sum over anchors divided by the labelled tokens of the whole optimiser step, so
+    gradient accumulation is exact.
+
+    Args:
+        model: the base model, frozen. head: attached to it.
+        training, held_out: documents. weights: terms of the loss. arguments: of the Trainer.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        head: DraftHead,
+        training: list[Document],
+        held_out: list[Document],
+        weights: LossWeights,
+        arguments: TrainingArguments,
+    ) -> None:
+        super().__init__(
+            model=head,
+            args=arguments,
+            data_collator=collate,
+            train_dataset=DocumentDataset(training),
+            eval_dataset=DocumentDataset(held_out),
+        )
+        self.base = model.requires_grad_(False).eval()
+        self.head = head
+        self.weights = weights
+        self.held_out = held_out
+        self.model_accepts_loss_kwargs = True
+        self._reset_window()
+
+    def _reset_window(self) -> None:
+        self._window_start = time.perf_counter()
+        self._window_anchors = 0
+        self._load: Tensor | None = None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The weighted loss of one micro-batch.
+
+        Raises:
+            PolydraftError: the loss is not finite; names the step.
+        """
+        anchors = build_anchors(self.head, self.base, inputs, teacher=self.weights.kl > 0)
+        losses = head_losses(self.head, anchors, self.weights)
+        if not bool(losses.total.isfinite()):
+            raise PolydraftError(
+                f"the loss became {losses.total.item()} at step {self.state.global_step + 1}: "
+                "lower --learning-rate and --resume from the last checkpoint"
+            )
+        self._window_anchors += len(anchors.hidden)
+        self._load = losses.load
+        items = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != -100).sum()
+        return losses.total / items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds positions per second and the component load to the Trainer's own figures."""
+        if "loss" in logs and self._window_anchors:
+            logs["positions_per_second"] = self._window_anchors / (time.perf_counter() - self._window_start)
+            if self._load is not None:
+                logs |= {f"load_{a + 1}": round(float(x), 4) for a, x in enumerate(self._load)}
+            self._reset_window()
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out figures of `validate`, under `eval_` names."""
+        began = time.perf_counter()
+        self.head.eval()
+        found = validate(self.head, self.base, self.held_out, batch_size=self.args.per_device_eval_batch_size)
+        self.head.train()
+        figures = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        self._window_start += time.perf_counter() - began
+        return figures
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted."""
+        return 0
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        assert output_dir is not None
+        self.head.save_pretrained(output_dir, state_dict=state_dict)
+        torch.save(self.args, f"{output_dir}/training_args.bin")

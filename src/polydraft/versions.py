@@ -1,0 +1,16 @@
+"""Which versions a figure or a head was made with."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import polydraft
+
+RECORDED = ("torch", "transformers", "safetensors", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, polydraft and the packages that decide what is computed."""
+    own = {"python": platform.python_version(), "polydraft": polydraft.__version__}
+    return own | {name: metadata.version(name) for name in RECORDED}

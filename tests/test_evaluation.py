@@ -1,0 +1,293 @@
+"""Prompts, runs, figures and pictures, against values worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from polydraft.decoding.statistics import DecodingStatistics
+from polydraft.errors import InputError
+from polydraft.evaluation import benchmark as benchmark_module
+from polydraft.evaluation.benchmark import Comparison, benchmark
+from polydraft.evaluation.plots import can_plot, plot_report
+from polydraft.evaluation.prompts import Prompt, prompts_path, read_prompts
+from polydraft.evaluation.report import check_writable, figures, report, write_report
+from polydraft.evaluation.runs import Run, Sampling, pieces, run_drafted, run_plain
+from polydraft.heads import DraftHead
+from tests.tiny import tiny_head, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast]:
+    """A random float32 model that never ends, a random head, a tokenizer."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer))
+    return model, tiny_head(model, tokenizer=tokenizer), tokenizer
+
+
+def comparison(
+    *,
+    plain: tuple[list[int], float],
+    drafted: tuple[list[int], float],
+    accepted: list[int],
+    kind: str | None = None,
+    drafting: float = 0.0,
+) -> Comparison:
+    """A comparison from (tokens, seconds) of both runs and the drafts accepted in each step, of two each."""
+    statistics = DecodingStatistics(seconds=drafted[1], drafting_seconds=drafting)
+    for count in accepted:
+        statistics.count(drafted=2, accepted=count)
+    return Comparison(
+        prompt=Prompt(content={"prompt": "x"}, kind=kind),
+        plain=Run(tokens=plain[0], seconds=plain[1]),
+        drafted=Run(tokens=drafted[0], seconds=drafted[1], origins=[0], statistics=statistics),
+    )
+
+
+RESULTS = [
+    # tokens/s: plain 2, drafted 4
+    comparison(plain=([1, 2, 3, 4], 2.0), drafted=([1, 2, 3, 4], 1.0), accepted=[2], kind="a", drafting=0.1),
+    # plain 1, drafted 1
+    comparison(plain=([1, 2], 2.0), drafted=([1, 5], 2.0), accepted=[0], kind="a", drafting=0.1),
+    # plain 4, drafted 12
+    comparison(plain=([7] * 8, 2.0), drafted=([7] * 12, 1.0), accepted=[2, 1, 2], kind="b", drafting=0.4),
+]
+
+
+def test_figures_by_hand() -> None:
+    found = figures(RESULTS, greedy=True)
+    assert found["prompts"] == 3
+    assert found["plain_tokens_per_second"] == 2.0  # the median of 2, 1, 4
+    assert found["drafted_tokens_per_second"] == 4.0  # of 4, 1, 12
+    assert found["ratio"] == 2.0
+    assert found["ratio_per_prompt"] == {"min": 1.0, "q1": 1.5, "median": 2.0, "q3": 2.5, "max": 3.0}
+    assert found["plain_tokens"] == 14
+    assert found["drafted_run_tokens"] == 18
+    assert found["steps"] == 5
+    assert found["drafted_tokens"] == 10
+    assert found["accepted_tokens"] == 7
+    assert found["mean_acceptance_length"] == pytest.approx(1 + 7 / 5)
+    assert found["draft_acceptance_rate"] == pytest.approx(0.7)
+    assert found["acceptance_histogram"] == [1, 1, 3]
+    assert found["acceptance_per_position"] == pytest.approx([4 / 5, 3 / 5])
+    assert found["drafting_share"] == pytest.approx(0.6 / 4.0)
+    assert found["identical"] is False
+    assert found["identical_count"] == 1
+
+
+def test_identity_is_claimed_for_greedy_only() -> None:
+    assert figures(RESULTS[:1], greedy=True)["identical"] is True
+    sampled = figures(RESULTS[:1], greedy=False)
+    assert sampled["identical"] is None
+    assert sampled["identical_count"] is None
+
+
+def test_first_difference() -> None:
+    assert [result.first_difference for result in RESULTS] == [None, 1, 8]
+
+
+def test_report_groups_by_kind_and_says_how_it_was_made(tmp_path: Path) -> None:
+    sampling = Sampling(max_new_tokens=12, seed=5)
+    content = report(
+        RESULTS, sampling=sampling, model="m", head="h", dtype=torch.bfloat16, command="polydraft bench"
+    )
+    assert list(content["kinds"]) == ["a", "b"]
+    assert content["kinds"]["a"] == figures(RESULTS[:2], greedy=True)
+    assert content["kinds"]["a"]["ratio"] == pytest.approx(2.5 / 1.5)
+    assert content["all"] == figures(RESULTS, greedy=True)
+    expected = {"model": "m", "head": "h", "dtype": "bfloat16", "max_new_tokens": 12, "temperature": 0.0}
+    assert content.items() >= (expected | {"seed": 5, "command": "polydraft bench"}).items()
+    assert content["threads"] == torch.get_num_threads()
+    assert content["versions"]["torch"] == torch.__version__
+    assert [row["first_difference"] for row in content["per_prompt"]] == [None, 1, 8]
+    write_report(content, tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == content
+
+
+def test_prompts_without_a_kind_count_in_all_only() -> None:
+    results = [*RESULTS, comparison(plain=([1], 1.0), drafted=([1], 1.0), accepted=[0])]
+    content = report(results, sampling=Sampling(), model="m", head="h", dtype=torch.float32, command="")
+    assert content["all"]["prompts"] == 4
+    assert sum(group["prompts"] for group in content["kinds"].values()) == 3
+
+
+@pytest.mark.skipif(not can_plot(), reason="the extra `plots` is not installed")
+def test_plot_is_a_png(tmp_path: Path) -> None:
+    content = report(RESULTS, sampling=Sampling(), model="m", head="h", dtype=torch.float32, command="")
+    plot_report(content, tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_check_writable(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new.json")
+    with pytest.raises(InputError, match="does not exist"):
+        check_writable(tmp_path / "gone/out.json")
+    with pytest.raises(InputError, match="is a folder"):
+        check_writable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "either `prompt` or `messages`"),
+        ('{"text": "x"}', "either `prompt` or `messages`"),
+        ('{"prompt": "x", "messages": []}', "either `prompt` or `messages`"),
+        ('{"prompt": ""}', "must be a text"),
+        ('{"prompt": 3}', "must be a text"),
+        ('{"messages": []}', "must be a list"),
+        ('{"messages": [{"role": "user"}]}', "must be a list"),
+        ('{"prompt": "x", "kind": 1}', "`kind` must be a text"),
+    ],
+)
+def test_malformed_prompts_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "fine"}\n\n' + line + "\n")
+    with pytest.raises(InputError, match=f"line 3: .*{message}") as caught:
+        read_prompts(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_and_empty_prompt_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_prompts(tmp_path / "gone.jsonl")
+    with pytest.raises(InputError, match="no such file"):
+        read_prompts(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="no prompts"):
+        read_prompts(tmp_path / "empty.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_prompts(tmp_path / "latin.jsonl")
+
+
+def test_encode_raw_and_chat(tiny: tuple[Any, Any, PreTrainedTokenizerFast]) -> None:
+    tokenizer = tiny[2]
+    raw, chat = (
+        Prompt(content={"prompt": "ab"}),
+        Prompt(content={"messages": [{"role": "user", "content": "ab"}]}),
+    )
+    assert tokenizer.decode(raw.encode(tokenizer)) == "ab"
+    assert tokenizer.decode(chat.encode(tokenizer)) == "<bos>user: ab<eos><bos>assistant: "
+    plain = tiny_tokenizer()
+    plain.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        chat.encode(plain)
+
+
+def test_shipped_prompts_are_balanced_and_disjoint() -> None:
+    sets = [read_prompts(prompts_path(name)) for name in ("heldout", "validation")]
+    for prompts in sets:
+        kinds = [prompt.kind for prompt in prompts]
+        assert {kind: kinds.count(kind) for kind in kinds} == {"code": 8, "chat": 8, "prose": 8}
+        assert all(len(p.content["prompt"].split()) == 40 for p in prompts if p.kind == "prose")
+    held_out, validation = ({json.dumps(prompt.content) for prompt in prompts} for prompts in sets)
+    assert len(held_out) == len(validation) == 24
+    assert not held_out & validation
+
+
+def test_pieces_join_to_the_text(tiny: tuple[Any, Any, PreTrainedTokenizerFast]) -> None:
+    tokenizer = tiny[2]
+    tokens = tokenizer("né 漢<eos>!")["input_ids"]
+    found = pieces(tokenizer, tokens)
+    assert found == ["n", "", "é", " ", "", "", "漢", "", "!"]
+    half = tokens[:2]  # ends inside a character
+    assert "".join(pieces(tokenizer, half)) == tokenizer.decode(half)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"min_p": 2.0}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"stop": ("",)}, "stop"),
+    ],
+)
+def test_sampling_refuses_values_out_of_range(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} must be"):
+        Sampling(**options)
+
+
+def test_plain_run_is_model_generate(
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast],
+) -> None:
+    model, _, tokenizer = tiny
+    ids = [10, 20, 30]
+    sampling = Sampling(max_new_tokens=9, temperature=0.8, top_k=20, top_p=0.9, seed=4)
+    torch.manual_seed(4)
+    expected = model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, 3, dtype=torch.long),
+        max_new_tokens=9,
+        do_sample=True,
+        temperature=0.8,
+        top_k=20,
+        top_p=0.9,
+    )
+    assert run_plain(model, tokenizer, ids, sampling).tokens == expected[0, 3:].tolist()
+
+
+def test_drafted_run_equals_plain_and_keeps_its_origins(
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast],
+) -> None:
+    model, head, tokenizer = tiny
+    sampling = Sampling(max_new_tokens=20)
+    plain = run_plain(model, tokenizer, [10, 20, 30], sampling)
+    drafted = run_drafted(model, head, tokenizer, [10, 20, 30], sampling)
+    assert drafted.tokens == plain.tokens
+    assert drafted.origins is not None
+    assert len(drafted.origins) == 20
+    assert drafted.statistics is not None
+    assert sum(origin > 0 for origin in drafted.origins) == drafted.statistics.accepted_tokens
+    assert drafted.tokens_per_second == 20 / drafted.seconds
+
+
+def test_benchmark_interleaves_and_shares_seeds(
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int, int]] = []
+
+    def plain(model: object, tokenizer: object, ids: list[int], sampling: Sampling) -> Run:
+        calls.append(("plain", sampling.seed, sampling.max_new_tokens))
+        return Run(tokens=[1], seconds=1.0)
+
+    def drafted(model: object, head: object, tokenizer: object, ids: list[int], sampling: Sampling) -> Run:
+        calls.append(("drafted", sampling.seed, sampling.max_new_tokens))
+        return Run(tokens=[1], seconds=1.0, origins=[0], statistics=DecodingStatistics())
+
+    monkeypatch.setattr(benchmark_module, "run_plain", plain)
+    monkeypatch.setattr(benchmark_module, "run_drafted", drafted)
+    seen: list[Comparison] = []
+    prompts = [Prompt(content={"prompt": text}) for text in "abc"]
+    results = benchmark(*tiny, prompts, Sampling(max_new_tokens=40, seed=100), on_result=seen.append)
+    assert calls[:2] == [("plain", 100, 16), ("drafted", 100, 16)]
+    assert calls[2:4] == [("plain", 100, 40), ("drafted", 100, 40)]
+    assert calls[4:6] == [("drafted", 101, 40), ("plain", 101, 40)]
+    assert calls[6:] == [("plain", 102, 40), ("drafted", 102, 40)]
+    assert results == seen
+    assert [result.prompt for result in results] == prompts
+
+
+def test_benchmark_checks_all_prompts_before_it_runs(
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark_module, "compare", lambda *args, **options: pytest.fail("it ran"))
+    model, head, _ = tiny
+    plain = tiny_tokenizer()
+    plain.chat_template = None
+    prompts = [
+        Prompt(content={"prompt": "a"}),
+        Prompt(content={"messages": [{"role": "user", "content": "b"}]}),
+    ]
+    with pytest.raises(InputError, match="no chat template"):
+        benchmark(model, head, plain, prompts, Sampling())
