@@ -13,4 +13,4 @@ RECORDED = ("torch", "transformers", "safetensors", "tokenizers")
 def versions() -> dict[str, str]:
     """Versions of Python, polydraft and the packages that decide what is computed."""
     own = {"python": platform.python_version(), "polydraft": polydraft.__version__}
-    return own | {name: metadata.version(name) for name in RECORDED}
+    return own | {name: metadata.version(name).split("+")[0] for name in RECORDED}

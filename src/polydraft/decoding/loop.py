@@ -153,8 +153,7 @@ class Engine:
                 run = [*drafts[0, :accepted].tolist(), token]
                 taken = sequence.emit(run, [*range(1, accepted + 1), 0])
                 statistics.count(drafted=drafts.shape[1], accepted=min(accepted, taken))
-                if undo := block.shape[1] - taken:
-                    cache.crop(-undo)
+                cache.crop(taken - block.shape[1])  # 0 as well: sliding windows are cut back here
                 hidden = tap.hidden[:, accepted]
         statistics.seconds = time.perf_counter() - began
         origins = torch.tensor([sequence.origins], device=sequence.ids.device)
