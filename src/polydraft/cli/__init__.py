@@ -13,10 +13,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from polydraft.cli import bench, demo, generate, inspect
+from polydraft.cli import bench, collect, demo, generate, inspect, train
 from polydraft.errors import PolydraftError
 
-COMMANDS = (generate.generate, bench.bench, inspect.inspect, demo.demo)
+COMMANDS = (
+    generate.generate,
+    bench.bench,
+    collect.collect,
+    train.train,
+    inspect.inspect,
+    demo.demo,
+)
 INTERRUPTED = 130
 
 

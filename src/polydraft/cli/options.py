@@ -54,8 +54,10 @@ def error_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def open_session(*, model: str, head: str, dtype: str, threads: int | None, console: Console) -> Session:
-    """Load `model` and `head`, showing the stages on `console`; arguments as the user gave them."""
+def open_model(
+    *, model: str, dtype: str, threads: int | None, console: Console
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load `model`, showing the stages on `console`; last comes the line about threads."""
     with console.status("starting"):
         import transformers
         from huggingface_hub.utils import logging as hub_logging
@@ -67,11 +69,20 @@ def open_session(*, model: str, head: str, dtype: str, threads: int | None, cons
         hub_logging.set_verbosity_error()
         parsed = loading.parse_dtype(dtype)
         note = loading.set_threads(threads)
-        loading.head_source(head)
     with console.status(f"loading {model}"):
         base, tokenizer = loading.load_model(model, dtype=parsed, on_progress=console.print)
-        attached = loading.load_head(head, model=base, tokenizer=tokenizer)
-    return Session(base, tokenizer, attached, parsed, note)
+    return base, tokenizer, note
+
+
+def open_session(*, model: str, head: str, dtype: str, threads: int | None, console: Console) -> Session:
+    """Load `model` and `head`, showing the stages on `console`; arguments as the user gave them."""
+    with console.status("starting"):
+        from polydraft import loading
+
+        loading.head_source(head)
+    base, tokenizer, note = open_model(model=model, dtype=dtype, threads=threads, console=console)
+    attached = loading.load_head(head, model=base, tokenizer=tokenizer)
+    return Session(base, tokenizer, attached, base.dtype, note)
 
 
 def command_line() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from polydraft.decoding.loop import Engine, Sequence, Streamer
-from polydraft.decoding.requests import check_cache, check_request, unpadded
+from polydraft.decoding.requests import check_cache, check_request, unread
 from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
@@ -65,9 +65,7 @@ class Decoder:
             self.head.attach(model)
         input_ids = input_ids.to(model.device)
         seen = cache.get_seq_length()
-        prompt = unpadded(input_ids, model_kwargs.get("attention_mask") if seen == 0 else None)[:, seen:]
-        if prompt.shape[1] == 0:
-            raise InputError(f"the cache already holds all {seen} prompt tokens: give at least one more")
+        prompt = unread(input_ids, model_kwargs.get("attention_mask"), seen=seen)
         engine = Engine(
             model,
             self.head,
@@ -133,7 +131,7 @@ def generate(
             raise InputError("stop_strings needs the tokenizer: pass tokenizer=...")
         criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
         config.stop_strings = None
-    out = model.generate(
+    out = cast(Any, model).generate(
         input_ids,
         attention_mask=attention_mask,
         generation_config=config,

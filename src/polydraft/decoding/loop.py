@@ -9,7 +9,7 @@ a drafts accepted, row a gives the next token x and hidden state a is what the n
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -96,14 +96,17 @@ class Engine:
         return draw(scores.softmax(-1), self.generator) if self.do_sample else int(scores.argmax())
 
     def draft(self, hidden: Tensor, prefix: Tensor, limit: int) -> Chain:
-        """At most `limit` drafts after `prefix` (1, L), whose last token was predicted from `hidden` (1, d)."""
+        """At most `limit` drafts after `prefix` (1, L); its last token was predicted from `hidden` (1, d)."""
+        config = self.head.config
         if limit == 0:
-            empty = prefix.new_empty(1, 0)
-            return Chain(empty, hidden.new_empty(1, 0, self.head.config.draft_vocab_size) if self.do_sample else None)
+            rows = hidden.new_empty(1, 0, config.draft_vocab_size) if self.do_sample else None
+            return Chain(prefix.new_empty(1, 0), rows)
         joint = self.head(hidden, prefix[:, -1])
-        warp = draft_warp(self.processors, prefix, self.head.draft_ids, self.head.config.vocab_size)
-        chain = joint.sample(generator=self.generator, warp=warp) if self.do_sample else joint.argmax(warp=warp)
-        return Chain(chain.tokens[:, :limit], None if chain.log_rows is None else chain.log_rows[:, :limit])
+        warp = draft_warp(self.processors, prefix, self.head.draft_ids, config.vocab_size)
+        if not self.do_sample:
+            return Chain(joint.argmax(warp=warp).tokens[:, :limit], None)
+        tokens, rows = joint.sample(generator=self.generator, warp=warp)
+        return Chain(tokens[:, :limit], rows[:, :limit])
 
     def verify(self, prefix: Tensor, drafts: Tensor, chain: Chain, logits: Tensor) -> Verified:
         """Check `drafts` (1, m) base ids after `prefix` against the base model's rows `logits` (m + 1, V)."""
@@ -132,22 +135,24 @@ class Engine:
         """
         began = time.perf_counter()
         statistics = DecodingStatistics()
-        keep: dict[str, Any] = {"logits_to_keep": 1} if self.model._supports_logits_to_keep() else {}
+        model = cast(Any, self.model)
+        keep = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+        horizon = self.head.config.horizon
         with HiddenTap(self.model) as tap:
-            out = self.model(input_ids=prompt, past_key_values=cache, use_cache=True, **keep)
+            out = model(input_ids=prompt, past_key_values=cache, use_cache=True, **keep)
             cache.activate_past_recording()
             sequence.emit([self.first(sequence.ids, out.logits[0, -1])], [0])
             hidden = tap.hidden[:, -1]
             while not sequence.finished:
                 started = time.perf_counter()
                 room = sequence.room
-                limit = self.head.config.horizon if room is None else min(self.head.config.horizon, max(room - 1, 0))
+                limit = horizon if room is None else min(horizon, room - 1)
                 chain = self.draft(hidden, sequence.ids, limit)
                 drafts = self.head.draft_ids[chain.tokens]
                 statistics.drafting_seconds += time.perf_counter() - started
 
                 block = torch.cat([sequence.ids[:, -1:], drafts], dim=-1)
-                logits = self.model(input_ids=block, past_key_values=cache, use_cache=True).logits[0]
+                logits = model(input_ids=block, past_key_values=cache, use_cache=True).logits[0]
                 accepted, token = self.verify(sequence.ids, drafts, chain, logits)
 
                 run = [*drafts[0, :accepted].tolist(), token]

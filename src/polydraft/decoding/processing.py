@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
@@ -29,16 +31,23 @@ POINTWISE = (
 """Warpers that look only at the values of a row: they need neither token ids nor the prefix."""
 
 
+def process(processors: LogitsProcessorList, ids: Tensor, scores: Tensor) -> Tensor:
+    """`scores` (B, V) after `processors`, for the prefix `ids` (B, L)."""
+    out: Tensor = cast(Any, processors)(ids, scores)  # annotated for LongTensor, which no tensor is
+    return out
+
+
 def target_scores(processors: LogitsProcessorList, prefix: Tensor, logits: Tensor) -> Tensor:
     """The base model's processed row; prefix (1, L), logits (V,) -> scores (V,), float32."""
     scores = logits.to(copy=True, dtype=torch.float32)
     if not processors:
         return scores
-    out: Tensor = processors(prefix, scores[None])
-    return out[0]
+    return process(processors, prefix, scores[None])[0]
 
 
-def draft_warp(processors: LogitsProcessorList, prefix: Tensor, draft_ids: Tensor, vocab_size: int) -> Warp | None:
+def draft_warp(
+    processors: LogitsProcessorList, prefix: Tensor, draft_ids: Tensor, vocab_size: int
+) -> Warp | None:
     """The same processors as a `Warp` of draft rows (1, V').
 
     Processors that know token ids see a row over the whole vocabulary, -inf outside the draft
@@ -50,12 +59,11 @@ def draft_warp(processors: LogitsProcessorList, prefix: Tensor, draft_ids: Tenso
     if not processors:
         return None
     if all(isinstance(p, POINTWISE) for p in processors):
-        return lambda tokens, row: processors(prefix, row)
+        return lambda tokens, row: process(processors, prefix, row)
 
     def warp(tokens: Tensor, row: Tensor) -> Tensor:
         full = row.new_full((1, vocab_size), -torch.inf)
         full[:, draft_ids] = row
-        out: Tensor = processors(torch.cat([prefix, draft_ids[tokens]], dim=-1), full)
-        return out[:, draft_ids]
+        return process(processors, torch.cat([prefix, draft_ids[tokens]], dim=-1), full)[:, draft_ids]
 
     return warp

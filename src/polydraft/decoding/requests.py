@@ -23,7 +23,9 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
         InputError: names the option and what to do instead.
     """
     if "inputs_embeds" in inputs or input_ids.shape[1] == 0:
-        raise InputError("drafted generation needs at least one prompt token in input_ids; inputs_embeds is not supported")
+        raise InputError(
+            "drafted generation needs at least one prompt token in input_ids; inputs_embeds is not supported"
+        )
     if (config.num_beams or 1) > 1:
         raise InputError("beam search cannot be drafted: set num_beams=1, or call plain model.generate")
     if (config.num_return_sequences or 1) > 1 or input_ids.shape[0] > 1:
@@ -32,7 +34,9 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
         raise InputError("drafted generation needs the cache: leave use_cache on")
     for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
         if getattr(config, name, None):
-            raise InputError(f"{name} is not supported by drafted generation: leave it off, or call plain model.generate")
+            raise InputError(
+                f"{name} is not supported by drafted generation: leave it off, or call plain model.generate"
+            )
     if (config.guidance_scale or 1) != 1:
         raise InputError("guidance_scale runs the model a second time and cannot be drafted: leave it off")
     extra = [name for name, value in inputs.items() if value is not None and name not in KNOWN_INPUTS]
@@ -50,18 +54,27 @@ def check_cache(cache: object) -> DynamicCache:
         raise InputError(f"{type(cache).__name__} cannot be rolled back: use the default dynamic cache")
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise InputError(f"the model keeps {type(layer).__name__} states, which cannot be rolled back after a refused draft")
+            kind = type(layer).__name__
+            raise InputError(
+                f"the model keeps {kind} states, which cannot be rolled back after a refused draft"
+            )
     return cache
 
 
-def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The prompt without its left padding; (1, T) -> (1, T').
+def unread(input_ids: Tensor, attention_mask: Tensor | None, *, seen: int) -> Tensor:
+    """The prompt (1, T) without its left padding and without the `seen` tokens its cache holds; (1, T').
 
     Raises:
-        InputError: a mask with holes.
+        InputError: a mask with holes, padding before a cache, or a cache that holds the whole prompt.
     """
     if attention_mask is None or bool(attention_mask.all()):
-        return input_ids
+        if input_ids.shape[1] <= seen:
+            raise InputError(
+                f"the cache already holds {seen} tokens: give them and at least one more in input_ids"
+            )
+        return input_ids[:, seen:]
+    if seen:
+        raise InputError("a padded prompt cannot be continued from a cache: leave the padding out of both")
     kept = int(attention_mask.sum())
     if kept == 0 or not bool(attention_mask[0, -kept:].all()):
         raise InputError("attention_mask may hide left padding only: pad on the left")

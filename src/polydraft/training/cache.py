@@ -1,20 +1,56 @@
-"""Optional: keep the base model's hidden states in memory, so that later epochs cost no trunk forward."""
+"""Optional: keep the base model's hidden states on disk, so that later epochs and runs cost no trunk forward."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from polydraft.errors import InputError
+from polydraft.heads.fingerprint import config_fingerprint, weights_fingerprint
 from polydraft.hidden import HiddenTap
-from polydraft.training.data import Document, collate
+from polydraft.training.data import Document, collate, data_hash
+
+
+OnProgress = Callable[[int, int], None]
+
+
+def cache_path(folder: Path, model: PreTrainedModel, documents: Sequence[Document]) -> Path:
+    """The file that holds the states of just these documents, model and dtype."""
+    key = json.dumps([data_hash(documents), config_fingerprint(model), weights_fingerprint(model), str(model.dtype)])
+    return folder / f"hidden-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+
+
+def load_or_cache(
+    folder: Path, model: PreTrainedModel, documents: Sequence[Document], *, batch_size: int = 8, on_progress: OnProgress | None = None
+) -> list[Document]:
+    """`cache_hidden`, through a file below `folder`: written once (atomically), read afterwards."""
+    path = cache_path(folder, model, documents)
+    if path.exists():
+        stored = load_file(path)
+        return _filled(documents, stored["hidden"], stored["log_normaliser"])
+    folder.mkdir(parents=True, exist_ok=True)
+    filled = cache_hidden(model, documents, batch_size=batch_size, on_progress=on_progress)
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    stored = {name: torch.cat([getattr(d, name) for d in filled]) for name in ("hidden", "log_normaliser")}
+    try:
+        save_file(stored, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return filled
 
 
 def cache_bytes(model: PreTrainedModel, documents: Sequence[Document]) -> int:
-    """Memory that `cache_hidden` will take."""
+    """Size of the cache, on disk and in memory."""
     width = model.config.get_text_config().hidden_size * model.dtype.itemsize + torch.float32.itemsize
     return sum(len(d.input_ids) for d in documents) * int(width)
 
@@ -25,17 +61,23 @@ def cache_hidden(
     documents: Sequence[Document],
     *,
     batch_size: int = 8,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Document]:
     """The same documents with `hidden` and `log_normaliser` filled in, in the same order.
+
+    The store is allocated at once and filled from the longest document down: pieces allocated between
+    growing batches would fragment the heap to many times their size.
 
     Raises:
         InputError: the model changes its logits after the unembedding, so they cannot be had from the
             hidden states alone.
     """
     output = model.get_output_embeddings()
-    order = sorted(range(len(documents)), key=lambda i: len(documents[i].input_ids))
-    out = list(documents)
+    lengths = [len(d.input_ids) for d in documents]
+    width = model.config.get_text_config().hidden_size
+    all_states, all_normalisers = torch.empty(sum(lengths), width, dtype=model.dtype), torch.empty(sum(lengths))
+    states, normalisers = all_states.split(lengths), all_normalisers.split(lengths)
+    order = sorted(range(len(documents)), key=lambda i: -lengths[i])
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         batch = collate([vars(documents[i]) for i in part])
@@ -46,12 +88,15 @@ def cache_hidden(
         if start == 0 and not torch.equal(output(hidden), logits):
             raise InputError(f"{type(model).__name__} changes its logits after the unembedding: leave --cache-hidden off")
         for row, i in enumerate(part):
-            length = len(documents[i].input_ids)
-            out[i] = replace(
-                documents[i],
-                hidden=hidden[row, :length].cpu().clone(),
-                log_normaliser=logits[row, :length].float().logsumexp(-1).cpu(),
-            )
+            states[i].copy_(hidden[row, : lengths[i]])
+            normalisers[i].copy_(logits[row, : lengths[i]].float().logsumexp(-1))
         if on_progress is not None:
             on_progress(start + len(part), len(order))
-    return out
+    return _filled(documents, all_states, all_normalisers)
+
+
+def _filled(documents: Sequence[Document], hidden: Tensor, log_normaliser: Tensor) -> list[Document]:
+    """Documents with their slices of the states of all."""
+    lengths = [len(d.input_ids) for d in documents]
+    parts = zip(documents, hidden.split(lengths), log_normaliser.split(lengths), strict=True)
+    return [replace(document, hidden=h, log_normaliser=z) for document, h, z in parts]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from polydraft.errors import InputError
 from polydraft.files import write_atomic
 
 
@@ -36,6 +37,25 @@ class CollectOptions:
     max_prompt_tokens: int = 256
     batch_size: int = 96
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "max_prompt_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.temperatures, default=-1) < 0:
+            raise InputError(f"temperatures must be 0 or more, got {self.temperatures}")
+
+
+def parse_worker(text: str) -> tuple[int, int]:
+    """"I/M" -> (I, M).
+
+    Raises:
+        InputError: not of this form, or I not below M.
+    """
+    parts = text.split("/")
+    if len(parts) != 2 or not all(p.isdigit() for p in parts) or int(parts[0]) >= int(parts[1]):
+        raise InputError(f"worker must be I/M with I below M, such as 0/2, got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 def encode_prompt(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,0 +1,61 @@
+"""`polydraft collect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polydraft.cli import options
+
+
+def collect(
+    *,
+    model: options.ModelName,
+    prompts: Annotated[
+        str, typer.Option(metavar="FILE", help="JSON lines with `prompt` or chat `messages`, perhaps `kind`.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the shards; what it already holds is not made again.")],
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(help="One per batch, in turn; repeatable. 0 is greedy.  [default: 0 and 1]", show_default=False),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens written after each prompt, at most.")] = 144,
+    batch_size: Annotated[int, typer.Option(help="Prompts per batch, and rows per shard.")] = 96,
+    worker: Annotated[
+        str, typer.Option(metavar="I/M", help="This process takes every M-th batch from the I-th on.")
+    ] = "0/1",
+    seed: Annotated[int, typer.Option(help="Fixes the batches and what is sampled.")] = 0,
+    dtype: options.DtypeName = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Let a model write the text that a head for it is trained on.
+
+    Resumable: run the same command again. `polydraft train --data OUT` reads it.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from polydraft.evaluation.prompts import prompts_path, read_prompts
+    from polydraft.training import collect as room
+
+    console = options.error_console()
+    rows = [p.content | ({"kind": p.kind} if p.kind else {}) for p in read_prompts(prompts_path(prompts))]
+    chosen = room.CollectOptions(
+        temperatures=tuple(temperature or (0.0, 1.0)),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    turn = room.parse_worker(worker)
+    base, tokenizer, note = options.open_model(model=model, dtype=dtype, threads=threads, console=console)
+    console.print(note)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("shards", total=None)
+
+        def advance(done: int, total: int, tokens: int) -> None:
+            progress.update(task, completed=done, total=total, description=f"{tokens:,} tokens, shards")
+
+        recipe = {"model": model, "prompts": prompts, "command": options.command_line()}
+        room.collect(base, tokenizer, rows, out, options=chosen, worker=turn, recipe=recipe, on_progress=advance)

@@ -1,0 +1,238 @@
+"""A tiny model and its head as look-up tables, so that the decoding loop runs hundreds of thousands of times.
+
+Every row and hidden state comes from one forward of the real model over all continuations of a prompt,
+every joint from the real head; nothing of the decoding loop is replaced.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import LogitsProcessorList, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList
+
+from polydraft.decoding.loop import Engine, Sequence
+from polydraft.decoding.verify import Verified
+from polydraft.heads import DraftHead
+from polydraft.hidden import HiddenTap
+from polydraft.joint import Canonical, Chain, JointDistribution, Warp
+
+Array = NDArray[np.float64]
+LENGTH = 4
+"""Generated tokens whose joint distribution is tested."""
+POOL = 512
+
+
+class Enough(MaxLengthCriteria):
+    """Stops after `LENGTH` tokens, but leaves room for one more, so that the first cycle drafts three."""
+
+    def __init__(self, prompt: Tensor) -> None:
+        self.enough = prompt.shape[1] + LENGTH
+        super().__init__(max_length=self.enough + 1)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        return torch.tensor([input_ids.shape[1] >= self.enough])
+
+
+@dataclass
+class TableCache:
+    """The tokens a `TableModel` has read, prompt included."""
+
+    tokens: list[int] = field(default_factory=list)
+
+    def activate_past_recording(self) -> None:
+        """As `DynamicCache` does; tables forget nothing."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens; `tokens_to_remove` is zero or negative, as for `DynamicCache`."""
+        assert tokens_to_remove <= 0
+        del self.tokens[len(self.tokens) + tokens_to_remove :]
+
+
+class TableModel:
+    """Calls like the base model, for one prompt and up to `LENGTH` tokens after it.
+
+    Its "hidden state" after a continuation is the number of that continuation, (1, k, 1), which
+    `TableHead` turns back into the real one.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompt: Tensor) -> None:
+        self.prompt = prompt
+        self.vocab_size = model.config.vocab_size
+        every = torch.tensor(list(itertools.product(range(self.vocab_size), repeat=LENGTH)))
+        inputs = torch.cat([prompt.expand(len(every), -1), every], dim=-1)
+        with torch.no_grad(), HiddenTap(model) as tap:
+            logits, hidden = cast(Any, model)(input_ids=inputs).logits, tap.hidden
+        self.logits: dict[tuple[int, ...], Tensor] = {}
+        self.hidden: list[Tensor] = []
+        self.number: dict[tuple[int, ...], int] = {}
+        for length in range(LENGTH + 1):
+            for row in range(0, len(every), self.vocab_size ** (LENGTH - length)):
+                tokens = tuple(every[row, :length].tolist())
+                self.logits[tokens] = logits[row, prompt.shape[1] + length - 1]
+                self.number[tokens] = len(self.hidden)
+                self.hidden.append(hidden[row, prompt.shape[1] + length - 1])
+        self._output = nn.Identity()
+        self._blocks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def get_output_embeddings(self) -> nn.Module:
+        """What `HiddenTap` hooks."""
+        return self._output
+
+    def _supports_logits_to_keep(self) -> bool:
+        return True
+
+    def __call__(
+        self, *, input_ids: Tensor, past_key_values: TableCache, use_cache: bool, logits_to_keep: int = 0
+    ) -> SimpleNamespace:
+        assert use_cache and input_ids.shape[0] == 1
+        past_key_values.tokens += input_ids[0].tolist()
+        read = tuple(past_key_values.tokens[self.prompt.shape[1] :])
+        kept = logits_to_keep or input_ids.shape[1]
+        key = (kept, *read)
+        if key not in self._blocks:
+            ends = [read[: len(read) - kept + 1 + k] for k in range(kept)]
+            numbers = torch.tensor([[[self.number[end]] for end in ends]])
+            self._blocks[key] = (torch.stack([self.logits[end] for end in ends])[None], numbers)
+        logits, numbers = self._blocks[key]
+        self._output(numbers)
+        return SimpleNamespace(logits=logits)
+
+
+class PooledJoint(JointDistribution):
+    """A joint of batch 1 that samples `POOL` independent chains at once and hands them out one by one."""
+
+    def __init__(self, joint: Canonical) -> None:
+        self.horizon, self.vocab_size, self.batch_size = joint.horizon, joint.vocab_size, 1
+        self.device = joint.device
+        self._joint = joint
+        self._chains: list[Chain] = []
+
+    def start(self) -> Any:
+        return self._joint.start()
+
+    def row(self, state: Any, position: int) -> Tensor:
+        return self._joint.row(state, position)
+
+    def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
+        return self._joint.advance(state, position, tokens)
+
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        return self._joint.log_prob(tokens)
+
+    def sample(self, *, generator: torch.Generator | None = None, warp: Warp | None = None) -> Chain:
+        if not self._chains:
+            weights = self._joint.log_weights.repeat(POOL, 1)
+            many = Canonical(weights, self._joint.log_factors.repeat(POOL, 1, 1, 1))
+            tokens, rows = many.sample(generator=generator, warp=warp)
+            assert rows is not None
+            self._chains = [Chain(tokens[b : b + 1], rows[b : b + 1]) for b in range(POOL)]
+        return self._chains.pop()
+
+
+class RememberedProcessors(LogitsProcessorList):
+    """The same processors, run once for every different (prefix, row); they keep no state."""
+
+    def __init__(self, processors: LogitsProcessorList) -> None:
+        super().__init__(processors)
+        self._seen: dict[tuple[bytes, bytes], Tensor] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        if len(scores) > 1:
+            return super().__call__(cast(Any, input_ids), cast(Any, scores))
+        key = (input_ids.numpy().tobytes(), scores.numpy().tobytes())
+        if key not in self._seen:
+            self._seen[key] = super().__call__(cast(Any, input_ids), cast(Any, scores.clone()))
+        return self._seen[key]
+
+
+class TableHead:
+    """The real head, asked once for every (hidden state, next token).
+
+    Args:
+        pooled: sample chains in batches; processors that look at the prefix take them one by one only.
+    """
+
+    def __init__(self, head: DraftHead, table: TableModel, *, pooled: bool) -> None:
+        self._pooled = pooled
+        self.config = head.config
+        self.draft_ids = head.draft_ids
+        self._head = head
+        self._table = table
+        self._joints: dict[tuple[int, int], JointDistribution] = {}
+
+    def __call__(self, hidden: Tensor, next_tokens: Tensor) -> JointDistribution:
+        key = (int(hidden), int(next_tokens))
+        if key not in self._joints:
+            with torch.no_grad():
+                joint = self._head(self._table.hidden[key[0]][None], next_tokens)
+            assert isinstance(joint, Canonical)
+            self._joints[key] = PooledJoint(joint) if self._pooled else joint
+        return self._joints[key]
+
+
+def prepared_processors(model: PreTrainedModel, prompt: Tensor, **options: Any) -> LogitsProcessorList:
+    """The processors that `model.generate(prompt, do_sample=True, **options)` hands to a decoding method."""
+    seen: list[LogitsProcessorList] = []
+
+    def keep(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **rest: Any) -> Tensor:
+        seen.append(logits_processor)
+        return input_ids
+
+    cast(Any, model).generate(prompt, do_sample=True, max_new_tokens=1, custom_generate=keep, **options)
+    return RememberedProcessors(seen[0])
+
+
+def enumerated(table: TableModel, processors: LogitsProcessorList) -> Array:
+    """Plain sampling's exact probability of every continuation of `LENGTH` tokens; (V^LENGTH,), float64."""
+    whole = np.ones(1)
+    for length in range(LENGTH):
+        rows = []
+        for tokens in itertools.product(range(table.vocab_size), repeat=length):
+            ids = torch.cat([table.prompt, torch.tensor([tokens], dtype=torch.long)], dim=-1)
+            scores = processors(cast(Any, ids), cast(Any, table.logits[tokens][None].clone()))
+            rows.append(scores[0].double().softmax(-1).numpy())
+        whole = (whole[:, None] * np.stack(rows)).ravel()
+    return whole
+
+
+class WatchedEngine(Engine):
+    """The engine, counting its verifications.
+
+    Attributes:
+        seen: (drafts given, drafts accepted) -> steps.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.seen: Counter[tuple[int, int]] = Counter()
+
+    def verify(self, prefix: Tensor, drafts: Tensor, chain: Chain, logits: Tensor) -> Verified:
+        verified = super().verify(prefix, drafts, chain, logits)
+        self.seen[drafts.shape[1], verified.accepted] += 1
+        return verified
+
+
+def generated(table: TableModel, engine: Engine, criteria: StoppingCriteriaList) -> list[int]:
+    """The new tokens of one run of the decoding loop."""
+    out = engine.run(Sequence(table.prompt, criteria, None), table.prompt, cast(Any, TableCache()))
+    assert out.sequences is not None
+    new: list[int] = out.sequences[0, table.prompt.shape[1] :].tolist()
+    return new
+
+
+def drawn(table: TableModel, engine: Engine, *, draws: int) -> Array:
+    """How often each continuation of `LENGTH` tokens came up in `draws` generations; (V^LENGTH,)."""
+    criteria = StoppingCriteriaList([Enough(table.prompt)])
+    counts = np.zeros((table.vocab_size,) * LENGTH)
+    with torch.inference_mode():
+        for _ in range(draws):
+            counts[tuple(generated(table, engine, criteria))] += 1
+    return counts.ravel()
