@@ -42,6 +42,8 @@ class HiddenTap:
         self._handle = self._output.register_forward_pre_hook(self._keep)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._handle.remove()
         self._hidden = None

@@ -60,7 +60,7 @@ def oracle(
         map_rank=2,
         base_model=describe_base(model, None),
     )
-    head = OracleHead(config).eval()
+    head = OracleHead(config)
     head.draft_ids.copy_(torch.randperm(sizes.vocab_size, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad(), HiddenTap(model) as tap:
         cast(Any, model)(input_ids=text)

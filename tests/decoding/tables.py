@@ -37,7 +37,7 @@ class Enough(MaxLengthCriteria):
         self.enough = prompt.shape[1] + LENGTH
         super().__init__(max_length=self.enough + 1)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         return torch.tensor([input_ids.shape[1] >= self.enough])
 
 
@@ -131,10 +131,24 @@ class PooledJoint(JointDistribution):
         if not self._chains:
             weights = self._joint.log_weights.repeat(POOL, 1)
             many = Canonical(weights, self._joint.log_factors.repeat(POOL, 1, 1, 1))
-            tokens, rows = many.sample(generator=generator, warp=warp)
+            tokens, rows = many.sample(generator=generator, warp=None if warp is None else one_by_one(warp))
             assert rows is not None
             self._chains = [Chain(tokens[b : b + 1], rows[b : b + 1]) for b in range(POOL)]
         return self._chains.pop()
+
+
+def one_by_one(warp: Warp) -> Warp:
+    """`warp`, which takes a batch of one, for many chains of one joint: once for all with the same tokens."""
+
+    def each(tokens: Tensor, rows: Tensor) -> Tensor:
+        seen: dict[tuple[int, ...], Tensor] = {}
+        chains = [tuple(chain) for chain in tokens.tolist()]
+        for b, chain in enumerate(chains):
+            if chain not in seen:
+                seen[chain] = warp(tokens[b : b + 1], rows[b : b + 1])[0]
+        return torch.stack([seen[chain] for chain in chains])
+
+    return each
 
 
 class RememberedProcessors(LogitsProcessorList):
@@ -145,8 +159,6 @@ class RememberedProcessors(LogitsProcessorList):
         self._seen: dict[tuple[bytes, bytes], Tensor] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        if len(scores) > 1:
-            return super().__call__(cast(Any, input_ids), cast(Any, scores))
         key = (input_ids.numpy().tobytes(), scores.numpy().tobytes())
         if key not in self._seen:
             self._seen[key] = super().__call__(cast(Any, input_ids), cast(Any, scores.clone()))
@@ -157,10 +169,10 @@ class TableHead:
     """The real head, asked once for every (hidden state, next token).
 
     Args:
-        pooled: sample chains in batches; processors that look at the prefix take them one by one only.
+        pooled: sample chains in batches, for speed.
     """
 
-    def __init__(self, head: DraftHead, table: TableModel, *, pooled: bool) -> None:
+    def __init__(self, head: DraftHead, table: TableModel, *, pooled: bool = True) -> None:
         self._pooled = pooled
         self.config = head.config
         self.draft_ids = head.draft_ids

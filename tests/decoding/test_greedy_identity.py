@@ -77,10 +77,9 @@ def test_any_number_of_accepted_drafts_at_every_place_of_the_window(kind: str) -
     for _ in range(10):
         pattern = torch.randint(HORIZON + 1, (40,), generator=generator).tolist()
         head = oracle(model, text, horizon=HORIZON, pattern=pattern)
-        assert (
-            polydraft.generate(model, head, prompt, max_new_tokens=NEW_TOKENS).sequences.tolist()
-            == text.tolist()
-        )  # type: ignore[union-attr]
+        found = polydraft.generate(model, head, prompt, max_new_tokens=NEW_TOKENS).sequences
+        assert found is not None
+        assert found.tolist() == text.tolist()
 
 
 PROCESSED: dict[str, dict[str, Any]] = {
@@ -150,17 +149,18 @@ class TestContinuation:
 
 @pytest.mark.slow
 @pytest.mark.real_model
-def test_on_the_embedded_model() -> None:
+@pytest.mark.parametrize("half", [0, 1])
+def test_on_the_embedded_model(half: int) -> None:
     """20 held-out prompts x 128 tokens, with the shipped head; with an oracle where there is none."""
     model, tokenizer = load_model(EMBEDDED, dtype=torch.float32)
     shipped = any((folder / EMBEDDED).exists() for folder in SHIPPED_HEADS)
     head = load_head(EMBEDDED, model=model, tokenizer=tokenizer) if shipped else None
-    for number, prompt in enumerate(read_prompts(prompts_path("heldout"))[:20]):
+    for number, prompt in enumerate(read_prompts(prompts_path("heldout"))[half:20:2]):
         ids = torch.tensor([prompt.encode(tokenizer)])
         expected = plain(model, ids, max_new_tokens=128)
         found = polydraft.generate(
             model,
-            oracle(model, expected) if head is None or number < 3 else head,
+            oracle(model, expected) if head is None or number < 2 else head,
             ids,
             max_new_tokens=128,
             do_sample=False,

@@ -16,10 +16,14 @@ def collect(
     prompts: Annotated[
         str, typer.Option(metavar="FILE", help="JSON lines with `prompt` or chat `messages`, perhaps `kind`.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the shards; what it already holds is not made again.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the shards; what it already holds is not made again.")
+    ],
     temperature: Annotated[
         list[float] | None,
-        typer.Option(help="One per batch, in turn; repeatable. 0 is greedy.  [default: 0 and 1]", show_default=False),
+        typer.Option(
+            help="One per batch, in turn; repeatable. 0 is greedy.  [default: 0 and 1]", show_default=False
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens written after each prompt, at most.")] = 144,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch, and rows per shard.")] = 96,
@@ -58,4 +62,6 @@ def collect(
             progress.update(task, completed=done, total=total, description=f"{tokens:,} tokens, shards")
 
         recipe = {"model": model, "prompts": prompts, "command": options.command_line()}
-        room.collect(base, tokenizer, rows, out, options=chosen, worker=turn, recipe=recipe, on_progress=advance)
+        room.collect(
+            base, tokenizer, rows, out, options=chosen, worker=turn, recipe=recipe, on_progress=advance
+        )

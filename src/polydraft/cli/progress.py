@@ -31,25 +31,39 @@ class TrainingProgress(TrainerCallback):
     ) -> None:
         self._progress.stop()
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
         """Start the clock, at the step a resumed run begins from."""
         self._progress.start_task(self._task)
         self._progress.update(self._task, completed=state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
         """Move the bar."""
         self._progress.update(self._task, completed=state.global_step)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **rest: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **rest: Any,
     ) -> None:
         """Show the newest figures."""
         logs = logs or {}
         if "loss" in logs and "positions_per_second" in logs:
             least = min((v for k, v in logs.items() if k.startswith("load_")), default=1.0)
-            text = f"loss {logs['loss']:.3f}, {logs['positions_per_second']:.0f} positions/s, least used component {least:.0%}"
+            speed = f"{logs['positions_per_second']:.0f} positions/s"
+            text = f"loss {logs['loss']:.3f}, {speed}, least used component {least:.0%}"
             self._progress.update(self._task, description=text)
         if "eval_nll" in logs:
             shown = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
-            words = [f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items() if "acceptance" in k or k == "nll"]
-            self._progress.console.print(f"step {state.global_step}, held out: {', '.join(words)}", highlight=False)
+            words = [
+                f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items() if "acceptance" in k or k == "nll"
+            ]
+            self._progress.console.print(
+                f"step {state.global_step}, held out: {', '.join(words)}", highlight=False
+            )

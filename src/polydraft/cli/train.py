@@ -32,7 +32,9 @@ def train(
         str, typer.Option(help="distill: the base model's rows; joint: likelihood of the text (the paper's).")
     ] = "distill",
     balance: Annotated[float, typer.Option(help="Coefficient of the load-balancing term.")] = 0.01,
-    discount: Annotated[float, typer.Option(help="Weight of each position relative to the one before.")] = 1.0,
+    discount: Annotated[
+        float, typer.Option(help="Weight of each position relative to the one before.")
+    ] = 1.0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Windows of text per micro-batch.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
@@ -42,16 +44,20 @@ def train(
     every: Annotated[int, typer.Option(help="Steps between held-out figures and checkpoints.")] = 200,
     seed: Annotated[int, typer.Option(help="Fixes the split, the start and the order.")] = 0,
     init_from: Annotated[
-        str | None, typer.Option(metavar="HEAD", help="Start from a trained head of lower rank.", show_default=False)
+        str | None,
+        typer.Option(metavar="HEAD", help="Start from a trained head of lower rank.", show_default=False),
     ] = None,
     cache_hidden: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Keep hidden states there: later epochs and runs cost no forward.", show_default=False
+            metavar="DIR",
+            help="Keep hidden states there: later epochs and runs cost no forward.",
+            show_default=False,
         ),
     ] = None,
     report_to: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, trackio, ...; as in transformers.", show_default=False)
+        list[str] | None,
+        typer.Option(help="tensorboard, trackio, ...; as in transformers.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     dtype: options.DtypeName = "auto",
@@ -102,7 +108,7 @@ def train(
             data,
             out,
             options=chosen,
-            init_from=load_head(init_from, model=base, tokenizer=tokenizer).float() if init_from else None,
+            init_from=load_head(init_from, model=base, tokenizer=tokenizer) if init_from else None,
             resume=resume,
             cache=cache_hidden,
             command=options.command_line(),

@@ -39,6 +39,9 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
             )
     if (config.guidance_scale or 1) != 1:
         raise InputError("guidance_scale runs the model a second time and cannot be drafted: leave it off")
+    positions = inputs.get("position_ids")
+    if positions is not None and positions.shape[-1] != input_ids.shape[1]:
+        raise InputError("input_ids must hold the whole text, the tokens in past_key_values included")
     extra = [name for name, value in inputs.items() if value is not None and name not in KNOWN_INPUTS]
     if extra:
         raise InputError(f"drafted generation takes text only; the model input {extra[0]!r} is not supported")

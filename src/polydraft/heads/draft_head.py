@@ -139,7 +139,8 @@ class DraftHead(PreTrainedModel):
             return torch.einsum("bad,avd->bav", mapped, self.own[position].to(mapped.dtype)).float()
         rows = self.rows
         flat = mapped.flatten(0, 1).to(rows.dtype)  # one matrix product: a batched one would copy U' per row
-        return (flat @ rows.T).float().unflatten(0, mapped.shape[:2])
+        out: Tensor = (flat @ rows.T).float().unflatten(0, mapped.shape[:2])
+        return out
 
     def forward(self, hidden: Tensor, next_tokens: Tensor) -> JointDistribution:
         """The joint of x[t+2..t+1+n] over the draft vocabulary.

@@ -43,7 +43,9 @@ def trunk_states(
     return hidden, torch.cat(rows)
 
 
-def build_anchors(head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor], *, teacher: bool) -> Anchors:
+def build_anchors(
+    head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor], *, teacher: bool
+) -> Anchors:
     """Anchors of a right-padded batch as `data.collate` makes it; `teacher` adds the base model's rows."""
     input_ids, labels = batch["input_ids"], batch["labels"]
     hidden, log_probs = trunk_states(head, model, batch, teacher=teacher)

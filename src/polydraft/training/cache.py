@@ -1,4 +1,4 @@
-"""Optional: keep the base model's hidden states on disk, so that later epochs and runs cost no trunk forward."""
+"""Optional: the base model's hidden states on disk, so that later epochs and runs cost no forward of it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,46 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from polydraft.errors import InputError
-from polydraft.heads.fingerprint import config_fingerprint, weights_fingerprint
+from polydraft.heads.fingerprint import config_fingerprint, unembedding, weights_fingerprint
 from polydraft.hidden import HiddenTap
 from polydraft.training.data import Document, collate, data_hash
 
-
 OnProgress = Callable[[int, int], None]
+SAME = 0.1
+"""Relative difference that rounding may make, bfloat16 included."""
 
 
 def cache_path(folder: Path, model: PreTrainedModel, documents: Sequence[Document]) -> Path:
     """The file that holds the states of just these documents, model and dtype."""
-    key = json.dumps([data_hash(documents), config_fingerprint(model), weights_fingerprint(model), str(model.dtype)])
+    key = json.dumps(
+        [data_hash(documents), config_fingerprint(model), weights_fingerprint(model), str(model.dtype)]
+    )
     return folder / f"hidden-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
 def load_or_cache(
-    folder: Path, model: PreTrainedModel, documents: Sequence[Document], *, batch_size: int = 8, on_progress: OnProgress | None = None
+    folder: Path,
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    *,
+    batch_size: int = 8,
+    on_progress: OnProgress | None = None,
 ) -> list[Document]:
-    """`cache_hidden`, through a file below `folder`: written once (atomically), read afterwards."""
+    """`cache_hidden`, through a file below `folder`: written once (atomically), read afterwards.
+
+    Raises:
+        InputError: as `cache_hidden` and `check_states`.
+    """
     path = cache_path(folder, model, documents)
     if path.exists():
         stored = load_file(path)
-        return _filled(documents, stored["hidden"], stored["log_normaliser"])
+        filled = _filled(documents, stored["hidden"], stored["log_normaliser"])
+        check_states(path, model, min(filled, key=lambda d: len(d.input_ids)))
+        return filled
     folder.mkdir(parents=True, exist_ok=True)
     filled = cache_hidden(model, documents, batch_size=batch_size, on_progress=on_progress)
     partial = path.with_suffix(f".{os.getpid()}.part")
@@ -47,6 +62,21 @@ def load_or_cache(
     finally:
         partial.unlink(missing_ok=True)
     return filled
+
+
+def check_states(path: Path, model: PreTrainedModel, stored: Document) -> None:
+    """Compare the states of one document with what the model gives now.
+
+    Fine-tuning may leave the unembedding alone, and then two models have one key.
+
+    Raises:
+        InputError: they are another model's.
+    """
+    (fresh,) = cache_hidden(model, [Document(stored.input_ids)])
+    assert stored.hidden is not None and fresh.hidden is not None
+    old, new = stored.hidden.float(), fresh.hidden.float()
+    if (old - new).norm() > SAME * new.norm():
+        raise InputError(f"{path} holds the states of another model with the same unembedding: remove it")
 
 
 def cache_bytes(model: PreTrainedModel, documents: Sequence[Document]) -> int:
@@ -72,10 +102,12 @@ def cache_hidden(
         InputError: the model changes its logits after the unembedding, so they cannot be had from the
             hidden states alone.
     """
-    output = model.get_output_embeddings()
     lengths = [len(d.input_ids) for d in documents]
     width = model.config.get_text_config().hidden_size
-    all_states, all_normalisers = torch.empty(sum(lengths), width, dtype=model.dtype), torch.empty(sum(lengths))
+    all_states, all_normalisers = (
+        torch.empty(sum(lengths), width, dtype=model.dtype),
+        torch.empty(sum(lengths)),
+    )
     states, normalisers = all_states.split(lengths), all_normalisers.split(lengths)
     order = sorted(range(len(documents)), key=lambda i: -lengths[i])
     for start in range(0, len(order), batch_size):
@@ -85,8 +117,10 @@ def cache_hidden(
         with HiddenTap(model) as tap:
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             hidden = tap.hidden
-        if start == 0 and not torch.equal(output(hidden), logits):
-            raise InputError(f"{type(model).__name__} changes its logits after the unembedding: leave --cache-hidden off")
+        if start == 0 and not torch.equal(linear(hidden, unembedding(model)), logits):
+            raise InputError(
+                f"{type(model).__name__} changes its logits after the unembedding: leave --cache-hidden off"
+            )
         for row, i in enumerate(part):
             states[i].copy_(hidden[row, : lengths[i]])
             normalisers[i].copy_(logits[row, : lengths[i]].float().logsumexp(-1))

@@ -47,13 +47,13 @@ class CollectOptions:
 
 
 def parse_worker(text: str) -> tuple[int, int]:
-    """"I/M" -> (I, M).
+    """ "I/M" -> (I, M).
 
     Raises:
         InputError: not of this form, or I not below M.
     """
     parts = text.split("/")
-    if len(parts) != 2 or not all(p.isdigit() for p in parts) or int(parts[0]) >= int(parts[1]):
+    if len(parts) != 2 or not all(p.isdecimal() for p in parts) or int(parts[0]) >= int(parts[1]):
         raise InputError(f"worker must be I/M with I below M, such as 0/2, got {text!r}")
     return int(parts[0]), int(parts[1])
 
@@ -61,7 +61,9 @@ def parse_worker(text: str) -> tuple[int, int]:
 def encode_prompt(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt row: `prompt` as it is, or `messages` through the chat template."""
     if "messages" in row:
-        encoded = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=True)
+        encoded: Any = tokenizer.apply_chat_template(
+            row["messages"], add_generation_prompt=True, return_dict=True
+        )
         return list(encoded["input_ids"])
     return list(tokenizer(row["prompt"])["input_ids"])
 
@@ -98,7 +100,8 @@ def write_batch(
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    out = model.generate(
+    generate: Any = model.generate
+    out = generate(
         padded.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
@@ -115,6 +118,25 @@ def write_batch(
             | ({"kind": row["kind"]} if "kind" in row else {})
         )
     return rows
+
+
+def record_recipe(path: Path, recipe: dict[str, Any]) -> None:
+    """Write the recipe, unless the shards beside `path` were made by another one.
+
+    The `command` may differ: workers of one recipe have each their own.
+
+    Raises:
+        InputError: names what differs.
+    """
+    if path.exists():
+        old, new = json.loads(path.read_text()), json.loads(json.dumps(recipe))
+        differing = [name for name in old if name in new and name != "command" and old[name] != new[name]]
+        if differing:
+            name = differing[0]
+            raise InputError(
+                f"{path.parent} holds shards with {name} {old[name]}, not {new[name]}: choose another folder"
+            )
+    write_atomic(path, json.dumps(recipe, indent=1) + "\n")
 
 
 def collect(
@@ -134,9 +156,12 @@ def collect(
         worker: (i, m): this process takes every m-th batch, beginning with the i-th.
         recipe: what else to record in `recipe.json` (model, prompts file, command).
         on_progress: called with (batches done, batches in all, tokens written so far).
+
+    Raises:
+        InputError: `out` holds shards of another recipe.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "recipe.json", json.dumps((recipe or {}) | asdict(options), indent=1) + "\n")
+    record_recipe(out / "recipe.json", (recipe or {}) | asdict(options))
     work = batches(list(prompts), tokenizer, options)
     mine = range(worker[0], len(work), worker[1])
     written = 0

@@ -22,7 +22,10 @@ def plot_curves(source: Path, out: Path) -> None:
     axes = figure.subplots(1, 4)
     panels = (
         ("training loss", [("loss", "loss")]),
-        ("held-out nats per position", [(k, k.removeprefix("eval_nll_")) for k in _names(history, "eval_nll_")]),
+        (
+            "held-out nats per position",
+            [(k, k.removeprefix("eval_nll_")) for k in _names(history, "eval_nll_")],
+        ),
         (
             "held-out acceptance length",
             [(f"eval_{k}_acceptance_length", k) for k in ("greedy", "sampled")],

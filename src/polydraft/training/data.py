@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from polydraft.errors import InputError
 
 SOURCE_SUFFIXES = frozenset(
-    ".txt .md .rst .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .js .ts .jsx .tsx .css .html .sh .sql .rb .php "
-    ".swift .kt .scala .lua .r .jl .hs .ml .ex .pl .toml .yaml .yml".split()
+    ".txt .md .rst .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .js .ts .jsx .tsx .css .html .sh .sql "
+    ".rb .php .swift .kt .scala .lua .r .jl .hs .ml .ex .pl .toml .yaml .yml".split()
 )
 
 
@@ -49,13 +49,26 @@ class Document:
 def _from_row(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Document:
     if isinstance(row, dict):
         if "input_ids" in row:
-            return Document(list(row["input_ids"]), int(row.get("prompt_length", 0)), row.get("temperature"))
+            return _from_ids(row, tokenizer, where)
         if "messages" in row:
-            encoded = tokenizer.apply_chat_template(row["messages"], return_dict=True)
+            if tokenizer.chat_template is None:
+                raise InputError(f"{where}: chat `messages`, but the model's tokenizer has no chat template")
+            encoded: Any = tokenizer.apply_chat_template(row["messages"], return_dict=True)
             return Document(list(encoded["input_ids"]))
         if isinstance(row.get("text"), str):
             return Document(tokenizer(row["text"])["input_ids"])
     raise InputError(f"{where}: expected an object with `text`, `messages` or `input_ids`")
+
+
+def _from_ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> Document:
+    ids, start = row["input_ids"], row.get("prompt_length", 0)
+    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+        raise InputError(f"{where}: `input_ids` must be a list of whole numbers")
+    if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
+        raise InputError(f"{where}: `input_ids` of another tokenizer: this one has {len(tokenizer)} tokens")
+    if not isinstance(start, int) or start < 0:
+        raise InputError(f"{where}: `prompt_length` must be a whole number from 0, got {start!r}")
+    return Document(ids, start, row.get("temperature"))
 
 
 def _read_jsonl(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
@@ -71,14 +84,13 @@ def _read_jsonl(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Docu
 
 
 def _read_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
-    if path.suffix == ".jsonl":
-        yield from _read_jsonl(path, tokenizer)
-        return
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            yield from _read_jsonl(path, tokenizer)
+        else:
+            yield Document(tokenizer(path.read_text(encoding="utf-8"))["input_ids"])
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text") from error
-    yield Document(tokenizer(text)["input_ids"])
 
 
 def _read_saved_dataset(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
@@ -105,7 +117,8 @@ def read_documents(paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase) ->
             found.setdefault(tuple(document.input_ids), document)
     documents = [d for d in found.values() if len(d.input_ids) >= 3]
     if not documents:
-        raise InputError(f"no text in {', '.join(map(str, paths))}: give .txt, .jsonl, source folders or a saved dataset")
+        names = ", ".join(map(str, paths))
+        raise InputError(f"no text in {names}: give .txt, .jsonl, source folders or a saved dataset")
     return documents
 
 
@@ -134,7 +147,9 @@ def windows(documents: Iterable[Document], *, max_length: int) -> list[Document]
     return out
 
 
-def split(documents: Sequence[Document], *, held_out: float, seed: int) -> tuple[list[Document], list[Document]]:
+def split(
+    documents: Sequence[Document], *, held_out: float, seed: int
+) -> tuple[list[Document], list[Document]]:
     """(training, held-out) by whole documents, seeded; at least one document on each side.
 
     Raises:
@@ -172,7 +187,9 @@ def collate(documents: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     hidden (B, T, d) and log_normaliser (B, T)."""
     width = max(len(d["input_ids"]) for d in documents)
     shape = (len(documents), width)
-    input_ids, mask, labels = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
+    input_ids = torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, -100)
     for i, document in enumerate(documents):
         ids = torch.tensor(document["input_ids"])
         input_ids[i, : len(ids)] = ids

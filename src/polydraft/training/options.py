@@ -54,6 +54,10 @@ class TrainOptions:
             raise InputError(f"max_length must be at least 3, got {self.max_length}")
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.discount <= 1:
+            raise InputError(f"discount must be above 0 and at most 1, got {self.discount}")
+        if self.balance < 0:
+            raise InputError(f"balance must be 0 or more, got {self.balance}")
         if self.loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 

@@ -12,13 +12,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from polydraft.errors import InputError
 from polydraft.files import write_atomic
 from polydraft.heads import DraftConfig, DraftHead
+from polydraft.heads.fingerprint import check_base
 from polydraft.training.cache import cache_bytes, load_or_cache
 from polydraft.training.data import Document, data_hash, read_documents, split, windows
 from polydraft.training.options import TrainOptions
@@ -59,17 +66,20 @@ def train(
     if not training or not held_out:
         raise InputError("the data is too short: no document has three tokens to learn from")
     identity = {"options": asdict(options), "data": data_hash(documents), "init_from": init_from is not None}
-    checkpoint = prepare_folder(out, identity, resume=resume)
-    on_note(describe(training, held_out))
-
+    checkpoint = check_folder(out, identity, resume=resume)
     set_seed(options.seed)
     head = new_head(head_config(options, model), model, tokenizer, training, init_from=init_from)
+    if checkpoint is not None:
+        check_base(DraftConfig.from_pretrained(checkpoint).base_model or {}, model, tokenizer)
+    on_note(describe(training, held_out))
     if cache is not None:
         size = cache_bytes(model, [*training, *held_out])
         on_note(f"hidden states in {cache}: {size / 2**20:,.0f} MiB")
         training, held_out = (
             load_or_cache(cache, model, part, on_progress=_tenths(on_note)) for part in (training, held_out)
         )
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "run.json", json.dumps(identity, indent=1) + "\n")
     trainer = DraftTrainer(
         model=model,
         head=head,
@@ -99,7 +109,7 @@ def head_config(options: TrainOptions, model: PreTrainedModel) -> DraftConfig:
 
 
 def trainer_arguments(options: TrainOptions, out: Path, *, on_cpu: bool) -> TrainingArguments:
-    """Arguments of the transformers Trainer; the head trains in float32, its products with U' in the base's dtype."""
+    """Arguments of the Trainer; the head trains in float32, its products with U' in the base's dtype."""
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=options.steps,
@@ -115,7 +125,6 @@ def trainer_arguments(options: TrainOptions, out: Path, *, on_cpu: bool) -> Trai
         eval_steps=options.every,
         save_steps=options.every,
         save_total_limit=2,
-        train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=list(options.report_to) or "none",
@@ -124,24 +133,28 @@ def trainer_arguments(options: TrainOptions, out: Path, *, on_cpu: bool) -> Trai
     )
 
 
-def prepare_folder(out: Path, identity: dict[str, Any], *, resume: bool) -> str | None:
-    """Make `out`, or check that it holds the same run; returns the checkpoint to continue from.
+def check_folder(out: Path, identity: dict[str, Any], *, resume: bool) -> str | None:
+    """Check that `out` is free, or holds the same run; returns the checkpoint to continue from.
 
     Raises:
-        InputError: `out` holds a run and `resume` is off, or a run of other options or data.
+        InputError: `out` holds a run and `resume` is off, a finished one, or one of other options or data.
     """
     record = out / "run.json"
     if record.exists():
+        if (out / "config.json").exists():
+            raise InputError(f"{out} holds a finished run: choose another --out")
         if not resume:
-            raise InputError(f"{out} already holds a training run: continue it with --resume, or choose another --out")
+            raise InputError(
+                f"{out} already holds a training run: continue it with --resume, or choose another --out"
+            )
         if json.loads(record.read_text()) != json.loads(json.dumps(identity)):
-            raise InputError(f"{out} holds a run of other options or data: give the same ones, or choose another --out")
+            raise InputError(
+                f"{out} holds a run of other options or data: give the same ones, or choose another --out"
+            )
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no training run: choose another --out")
     elif resume:
         raise InputError(f"{out} holds no training run to resume")
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_atomic(record, json.dumps(identity, indent=1) + "\n")
     return last_complete_checkpoint(out / "checkpoints")
 
 
@@ -150,7 +163,10 @@ def last_complete_checkpoint(folder: Path) -> str | None:
 
     The Trainer writes `trainer_state.json` last, so a folder where it does not parse was cut short.
     """
-    while (found := get_last_checkpoint(str(folder))) is not None:
+    while folder.exists():
+        found: str | None = get_last_checkpoint(str(folder))
+        if found is None:
+            break
         try:
             json.loads((Path(found) / "trainer_state.json").read_text())
         except (OSError, json.JSONDecodeError):
@@ -161,14 +177,14 @@ def last_complete_checkpoint(folder: Path) -> str | None:
 
 
 def finish(trainer: DraftTrainer, out: Path, *, identity: dict[str, Any], command: str) -> None:
-    """Write the head with its provenance and curves; drop the checkpoints."""
+    """Write the head, in the base model's dtype, with its provenance and curves; drop the checkpoints."""
     history = trainer.state.log_history
     last = next((row for row in reversed(history) if "eval_nll" in row), None)
     if last is None or last["step"] != trainer.state.global_step:
         trainer.evaluate()
         last = history[-1]
     figures = {k.removeprefix("eval_"): round(v, 4) for k, v in last.items() if k.startswith("eval_")}
-    head = trainer.head
+    head = trainer.head.to(trainer.base.dtype)
     head.config.provenance = {
         "command": command,
         "data": identity["data"],
@@ -176,10 +192,10 @@ def finish(trainer: DraftTrainer, out: Path, *, identity: dict[str, Any], comman
         "held_out": {k: v for k, v in figures.items() if math.isfinite(v)},
         "peak_memory_mib": peak_memory_mib(),
     }
+    write_atomic(out / "training.json", json.dumps(identity | {"history": history}, indent=1) + "\n")
     head.save_pretrained(out / "checkpoints" / "final")
     for name in ("model.safetensors", "config.json"):  # the config last: with it the folder is a head
         (out / "checkpoints" / "final" / name).replace(out / name)
-    write_atomic(out / "training.json", json.dumps(identity | {"history": history}, indent=1) + "\n")
     shutil.rmtree(out / "checkpoints")
 
 
@@ -192,7 +208,9 @@ def peak_memory_mib() -> int:
 def describe(training: Sequence[Document], held_out: Sequence[Document]) -> str:
     """One line about the data."""
     tokens = sum(len(d.input_ids) - d.learn_from for d in training)
-    return f"{len(training):,} windows with {tokens:,} tokens to learn from; {len(held_out):,} windows held out"
+    return (
+        f"{len(training):,} windows with {tokens:,} tokens to learn from; {len(held_out):,} windows held out"
+    )
 
 
 def _tenths(on_note: OnNote) -> Callable[[int, int], None]:

@@ -14,6 +14,17 @@ from polydraft.heads.fingerprint import describe_base
 from polydraft.training.data import Document, frequent_tokens
 
 NOISE = 0.02
+FIXED = (
+    "hidden_size",
+    "vocab_size",
+    "draft_vocab_size",
+    "horizon",
+    "features",
+    "feature_size",
+    "map_rank",
+    "own_unembedding",
+)
+"""What a head and the one it starts from must have in common."""
 
 
 def new_head(
@@ -48,14 +59,13 @@ def grow(head: DraftHead, trained: DraftHead) -> None:
     """Fill `head` from `trained`, of lower or equal rank: component a starts as component a mod r_trained.
 
     Copies get relative noise of `NOISE`, since identical components have identical gradients; the gate
-    of a copy starts as the gate it copies, so all copies of one start with even weights.
+    of a copy starts as the gate it copies less the log of the copies, so that copies share its weight
+    evenly and the joint is the trained one up to the noise.
 
     Raises:
         InputError: they differ in more than rank.
     """
-    fixed = ("hidden_size", "vocab_size", "draft_vocab_size", "horizon", "features", "feature_size", "map_rank",
-             "own_unembedding")  # fmt: skip
-    for name in fixed:
+    for name in FIXED:
         if (old := getattr(trained.config, name)) != (new := getattr(head.config, name)):
             raise InputError(f"--init-from has {name} {old}, this run {new}: they may differ in rank only")
     if head.config.rank < trained.config.rank:
@@ -68,8 +78,10 @@ def grow(head: DraftHead, trained: DraftHead) -> None:
 
 def _spread(name: str, value: Tensor, index: Tensor, config: DraftConfig) -> Tensor:
     """One parameter of the trained head, with its component axis taken at `index`."""
-    if name.startswith("gate"):
+    if name == "gate.weight":
         return value[index]
+    if name == "gate.bias":
+        return value[index] - index.bincount()[index].to(value.dtype).log()
     if name == "maps.inner.weight":
         value = value.unflatten(0, (config.positions, -1, config.map_rank))[:, index]
         return _noisy(value, len(index)).flatten(0, 2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from polydraft.errors import PolydraftError
 from polydraft.heads import DraftHead
@@ -31,11 +33,38 @@ class DocumentDataset(Dataset[dict[str, Any]]):
         return self.rows[index]
 
 
+class EpochOrder(Sampler[int]):
+    """Documents of like length together, in an order that the seed and the epoch fix.
+
+    The Trainer's own sampler draws from torch's global generator, whose state at the start of an epoch
+    a resumed run cannot know.
+
+    Args:
+        lengths: of the documents, in tokens. batch_size: documents per optimiser step.
+        epoch: tells the current epoch, from 0.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], *, batch_size: int, seed: int, epoch: Callable[[], int]
+    ) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
+        yield from get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+
+
 class DraftTrainer(Trainer):
     """Trains an attached `DraftHead`; checkpoints are head folders and hold no base weights.
 
     The loss is a sum over anchors divided by the labelled tokens of the whole optimiser step, so
-    gradient accumulation is exact.
+    gradient accumulation is exact, but for the balancing term: it is taken over a micro-batch.
 
     Args:
         model: the base model, frozen. head: attached to it.
@@ -62,9 +91,18 @@ class DraftTrainer(Trainer):
         self.base = model.requires_grad_(False).eval()
         self.head = head
         self.weights = weights
+        self.lengths = [len(d.input_ids) for d in training]
         self.held_out = held_out
         self.model_accepts_loss_kwargs = True
         self._reset_window()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return EpochOrder(
+            self.lengths,
+            batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     def _reset_window(self) -> None:
         self._window_start = time.perf_counter()
@@ -88,7 +126,7 @@ class DraftTrainer(Trainer):
         if not bool(losses.total.isfinite()):
             raise PolydraftError(
                 f"the loss became {losses.total.item()} at step {self.state.global_step + 1}: "
-                "lower --learning-rate and --resume from the last checkpoint"
+                "start again in another --out with a lower --learning-rate"
             )
         self._window_anchors += len(anchors.hidden)
         self._load = losses.load
@@ -109,7 +147,7 @@ class DraftTrainer(Trainer):
     ) -> dict[str, float]:
         """Held-out figures of `validate`, under `eval_` names."""
         began = time.perf_counter()
-        self.head.eval()
+        self.head.train(mode=False)
         found = validate(self.head, self.base, self.held_out, batch_size=self.args.per_device_eval_batch_size)
         self.head.train()
         figures = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}

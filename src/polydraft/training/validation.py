@@ -74,7 +74,9 @@ def validate(
         group = [d for d in ordered if d.temperature == temperature]
         for i in range(0, len(group), batch_size):
             batch = collate([vars(d) for d in group[i : i + batch_size]])
-            anchors = build_anchors(head, model, {k: v.to(head.device) for k, v in batch.items()}, teacher=True)
+            anchors = build_anchors(
+                head, model, {k: v.to(head.device) for k, v in batch.items()}, teacher=True
+            )
             if not len(anchors.hidden):
                 continue
             losses = head_losses(head, anchors, LossWeights())
@@ -90,5 +92,7 @@ def validate(
         return {}
     figures = {"nll": float(nll.sum() / anchors_seen), "coverage": drafts / anchors_seen}
     figures |= {f"nll_{s + 1}": float(v) for s, v in enumerate(nll / counts.clamp(min=1))}
-    figures |= {f"{k}_acceptance_length": 1 + total / count for k, (total, count) in accepted.items() if count}
+    figures |= {
+        f"{k}_acceptance_length": 1 + total / count for k, (total, count) in accepted.items() if count
+    }
     return figures
