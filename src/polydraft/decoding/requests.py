@@ -16,6 +16,9 @@ KNOWN_INPUTS = {
 }  # fmt: skip
 
 
+OTHER_METHODS = ("penalty_alpha", "dola_layers", "prompt_lookup_num_tokens")
+
+
 def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str, Any]) -> None:
     """Refuse what the loop does not do.
 
@@ -37,6 +40,9 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
             raise InputError(
                 f"{name} is not supported by drafted generation: leave it off, or call plain model.generate"
             )
+    for name in OTHER_METHODS:
+        if getattr(config, name, None):
+            raise InputError(f"{name} asks for another decoding method: leave it off to draft with a head")
     if (config.guidance_scale or 1) != 1:
         raise InputError("guidance_scale runs the model a second time and cannot be drafted: leave it off")
     positions = inputs.get("position_ids")
