@@ -311,7 +311,8 @@ class TestGrow:
     documents = (Document([1, 2, 3]),)
 
     def config(self, trained: DraftHead, **changes: Any) -> DraftConfig:
-        fields = {name: getattr(trained.config, name) for name in FIXED} | {"rank": 3} | changes
+        fields = {name: getattr(trained.config, name) for name in (*FIXED, "horizon")} | {"rank": 3}
+        fields |= changes
         return DraftConfig(**fields)
 
     def grown(self, trained: DraftHead, **changes: Any) -> DraftHead:
@@ -355,10 +356,22 @@ class TestGrow:
             change = head.maps.outer[:, a] - trained.maps.outer[:, 0]
             assert 0.5 * NOISE < change.std() / trained.maps.outer.std() < 2 * NOISE
 
+    @pytest.mark.parametrize("features", ["fused", "hidden"])
+    def test_a_shorter_horizon_takes_the_first_positions(self, features: str) -> None:
+        trained = tiny_head(tiny_model(), rank=2, features=features)
+        head = self.grown(trained, rank=2, horizon=2, features=features)
+        positions = head.config.positions
+        inner = trained.maps.inner.weight.unflatten(0, (trained.config.positions, -1))[:positions].flatten(
+            0, 1
+        )
+        spread = 2 * NOISE * max(trained.maps.outer.std(), inner.std())
+        assert (head.maps.outer - trained.maps.outer[:positions]).std() < spread
+        assert (head.maps.inner.weight - inner).std() < spread
+
     @pytest.mark.parametrize(
         ("changes", "fragment"),
         [
-            ({"horizon": 2}, "--init-from has horizon 3, this run 2"),
+            ({"horizon": 4}, "--init-from has horizon 3, below this run's 4"),
             ({"draft_vocab_size": 8}, "--init-from has draft_vocab_size 20, this run 8"),
             ({"features": "hidden"}, "--init-from has features fused, this run hidden"),
             ({"map_rank": 2}, "--init-from has map_rank 4, this run 2"),
