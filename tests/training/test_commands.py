@@ -152,3 +152,19 @@ def test_collect_refuses_bad_options(
 ) -> None:
     expect_error(collect(model, prompts, tmp_path / "text", *more), fragment)
     assert not (tmp_path / "text").exists()
+
+
+def test_data_takes_several_paths(model: Path, data: Path, tmp_path: Path) -> None:
+    extra = tmp_path / "extra.txt"
+    extra.write_text("one more document, " * 20)
+    both = polydraft("train", "--model", model, "--out", tmp_path / "a", *SMALL, "--data", data, extra)
+    repeated = polydraft(
+        "train", "--model", model, "--data", data, "--data", extra, "--out", tmp_path / "b", *SMALL
+    )
+    assert both.exit_code == repeated.exit_code == 0, both.output + repeated.output
+    first, second = (json.loads((tmp_path / name / "training.json").read_text()) for name in "ab")
+    assert first["data"] == second["data"]
+    missing = polydraft(
+        "train", "--data", data, tmp_path / "none.txt", "--model", model, "--out", tmp_path / "c"
+    )
+    expect_error(missing, "none.txt: no such file or folder")

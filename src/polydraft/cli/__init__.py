@@ -20,7 +20,6 @@ COMMANDS = (
     generate.generate,
     bench.bench,
     collect.collect,
-    train.train,
     inspect.inspect,
     demo.demo,
 )
@@ -85,6 +84,7 @@ def root(
 
 for command in COMMANDS:
     app.command()(command)
+app.command(cls=train.ManyPaths)(train.train)
 
 
 def main() -> None:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from polydraft.cli import options
+
+
+class ManyPaths(TyperCommand):
+    """Lets `--data` take several paths, up to the next option: `--data a b` is `--data a --data b`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat `--data` before each of its paths."""
+        spread: list[str] = []
+        inside = False
+        for word in args:
+            if word.startswith("-"):
+                inside = False
+            elif inside and spread[-1] != "--data":
+                spread.append("--data")
+            spread.append(word)
+            inside = inside or word == "--data"
+        return super().parse_args(ctx, spread)
 
 
 def train(
@@ -15,7 +33,7 @@ def train(
     model: options.ModelName,
     data: Annotated[
         list[Path],
-        typer.Option(help=".txt, .jsonl, folders of them or of source code, saved datasets; repeatable."),
+        typer.Option(help=".txt, .jsonl, folders of them or of source code, saved datasets; several."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the head to.")],
     joint: Annotated[str, typer.Option(help="Family of the joint: cp.")] = "cp",
