@@ -173,8 +173,11 @@ def test_generate_stats_go_to_stderr(names: list[str]) -> None:
 # -- bench ------------------------------------------------------------------------------------------
 
 
-def test_bench_writes_figures_and_a_picture(names: list[str], prompts: Path, tmp_path: Path) -> None:
+def test_bench_writes_figures_and_a_picture(
+    names: list[str], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out.json"
+    monkeypatch.setattr(sys, "argv", ["/bin/polydraft", "bench", "--prompts", "my prompts.jsonl"])
     result = ran(
         "bench", *names, "--prompts", prompts, "--max-new-tokens", 12, "--dtype", "float32", "--json", out
     )
@@ -194,7 +197,7 @@ def test_bench_writes_figures_and_a_picture(names: list[str], prompts: Path, tmp
     settings = {"model": names[1], "head": names[3], "dtype": "float32", "temperature": 0.0, "seed": 0}
     assert content.items() >= settings.items()
     assert content["versions"]["polydraft"] == polydraft.__version__
-    assert content["command"].startswith("polydraft ")
+    assert content["command"] == "polydraft bench --prompts 'my prompts.jsonl'"
     assert out.with_suffix(".png").exists() == can_plot()
     assert "3 of 3" in result.stdout
     assert "error" not in result.stderr

@@ -46,6 +46,7 @@ class TableCache:
     """The tokens a `TableModel` has read, prompt included."""
 
     tokens: list[int] = field(default_factory=list)
+    layers: tuple[()] = ()
 
     def activate_past_recording(self) -> None:
         """As `DynamicCache` does; tables forget nothing."""

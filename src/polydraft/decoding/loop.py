@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from polydraft.decoding.processing import draft_warp, target_scores
 from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
@@ -21,6 +22,20 @@ from polydraft.decoding.verify import Verified, draw, verify_greedy, verify_samp
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
 from polydraft.joint import Chain
+
+
+def record_past(cache: DynamicCache, *, on: bool) -> None:
+    """Let sliding-window layers keep what a crop may need, or hand them back as plain decoding has them.
+
+    While they record, every forward is followed by a crop; a crop of nothing cuts them back to the window.
+    """
+    if on:
+        cache.activate_past_recording()
+        cache.crop(0)
+        return
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.record_past = False
 
 
 class Streamer(Protocol):
@@ -140,7 +155,7 @@ class Engine:
         horizon = self.head.config.horizon
         with HiddenTap(self.model) as tap:
             out = model(input_ids=prompt, past_key_values=cache, use_cache=True, **keep)
-            cache.activate_past_recording()
+            record_past(cache, on=True)
             sequence.emit([self.first(sequence.ids, out.logits[0, -1])], [0])
             hidden = tap.hidden[:, -1]
             while not sequence.finished:
@@ -160,6 +175,7 @@ class Engine:
                 statistics.count(drafted=drafts.shape[1], accepted=min(accepted, taken))
                 cache.crop(taken - block.shape[1])  # 0 as well: sliding windows are cut back here
                 hidden = tap.hidden[:, accepted]
+        record_past(cache, on=False)
         statistics.seconds = time.perf_counter() - began
         origins = torch.tensor([sequence.origins], device=sequence.ids.device)
         return DraftedOutput(
