@@ -18,11 +18,11 @@ from typer.testing import CliRunner, Result
 import polydraft
 from polydraft.cli import app, demo, options
 from polydraft.evaluation import report
-from polydraft.evaluation.plots import can_plot
 from polydraft.evaluation.prompts import Prompt
 from polydraft.evaluation.runs import Run
 from polydraft.heads import DraftHead
 from polydraft.loading import load_head, load_model
+from polydraft.training.curves import can_plot
 from tests.tiny import tiny_folder, tiny_head, tiny_tokenizer
 
 PROMPT = "Once upon"

@@ -61,10 +61,11 @@ def bench(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from polydraft.evaluation.benchmark import Comparison, benchmark
-    from polydraft.evaluation.plots import can_plot, plot_report
+    from polydraft.evaluation.plots import plot_report
     from polydraft.evaluation.prompts import prompts_path, read_prompts
     from polydraft.evaluation.report import check_writable, report, write_report
     from polydraft.evaluation.runs import Sampling
+    from polydraft.training.curves import can_plot
 
     console = options.error_console()
     if json_path is not None:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from pathlib import Path
 from typing import Any
 
 from polydraft.files import write_atomic
-
-
-def can_plot() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot_report(content: dict[str, Any], path: Path) -> None:

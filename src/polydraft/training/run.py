@@ -120,7 +120,7 @@ def trainer_arguments(options: TrainOptions, out: Path, *, on_cpu: bool) -> Trai
         lr_scheduler_type="cosine",
         warmup_steps=min(options.warmup, options.steps // 2),
         weight_decay=0.0,
-        logging_steps=max(min(20, options.every), 1),
+        logging_steps=min(20, options.every),
         eval_strategy="steps",
         eval_steps=options.every,
         save_steps=options.every,
