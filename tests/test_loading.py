@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from polydraft import loading, resources
 from polydraft.embedded import EMBEDDED
 from polydraft.errors import InputError
+from polydraft.joint import LatentMixture
 from polydraft.loading import load_head, load_model, parse_dtype, resolve, set_threads
 from polydraft.resources import shipped
 from tests.tiny import tiny_folder, tiny_head
@@ -133,3 +135,22 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
             set_threads(0)
     finally:
         torch.set_num_threads(before)
+
+
+def test_components_at_draft_time(folders: tuple[Path, Path]) -> None:
+    model, tokenizer = load_model(str(folders[0]), dtype=torch.float32)
+    hidden, token = torch.randn(3, model.config.hidden_size), torch.tensor([5, 6, 7])
+    found = {
+        k: load_head(str(folders[1]), model=model, tokenizer=tokenizer, components=k) for k in (None, 0, 1, 2)
+    }
+    ranks = {k: cast(LatentMixture, head(hidden, token)).rank for k, head in found.items()}
+    assert ranks == {None: 2, 0: 2, 1: 1, 2: 2}
+    assert found[1].config.base_model == found[0].config.base_model
+
+
+@pytest.mark.parametrize("components", [-1, 3])
+def test_components_that_a_head_lacks_are_refused(folders: tuple[Path, Path], components: int) -> None:
+    model, tokenizer = load_model(str(folders[0]), dtype=torch.float32)
+    expected = rf"^components must be 0 \(all\) or at most the rank 2, got {components}$"
+    with pytest.raises(InputError, match=expected):
+        load_head(str(folders[1]), model=model, tokenizer=tokenizer, components=components)

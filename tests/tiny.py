@@ -137,6 +137,7 @@ def tiny_head(
     fields: dict[str, Any] = {
         "feature_size": 16,
         "map_rank": 4,
+        "markov_rank": 6,
         "base_model": describe_base(model, tokenizer),
     }
     config = DraftConfig(

@@ -87,22 +87,32 @@ def load_model(
 
 
 def load_head(
-    name: str, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+    name: str,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    components: int | None = None,
 ) -> DraftHead:
     """A draft head in the model's dtype, attached to `model`, in eval mode.
 
     Args:
         name: `smollm2-135m-instruct` (the shipped head), a folder, or a hub id.
         tokenizer: checked against the one the head was trained with, when given.
+        components: how many components it evaluates when it drafts, 0 for all; None for as many as it
+            was trained to.
 
     Raises:
-        InputError: no head is there, it is damaged, or it was trained for another model.
+        InputError: no head is there, it is damaged, it was trained for another model, or it does not have
+            so many components.
     """
     source = head_source(name)
     with one_line_errors(name, what="head"):
         check_is_head(source)
+        config = DraftConfig.from_pretrained(source)
+        if components is not None:
+            config = DraftConfig(**config.to_dict() | {"components": components})
         loaded: Any = DraftHead.from_pretrained(
-            source, dtype=model.dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            source, config=config, dtype=model.dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     head, found = cast(tuple[DraftHead, dict[str, Any]], loaded)
     wrong = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})

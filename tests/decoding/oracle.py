@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from polydraft.heads import DraftConfig, DraftHead
 from polydraft.heads.fingerprint import describe_base
 from polydraft.hidden import HiddenTap
-from polydraft.joint import Canonical, JointDistribution
+from polydraft.joint import Independent, JointDistribution, LatentMixture
 
 SURE = 50.0
 """Logit of the token it drafts; the others have 0."""
@@ -37,7 +37,7 @@ class OracleHead(DraftHead):
             known = int(self._text[place + s]) if place + s < len(self._text) else 0
             index = int(self.draft_index(torch.tensor(known)))
             logits[0, s, 0, index if s < right else index - 1] = SURE
-        return Canonical.from_logits(torch.zeros(1, 1), logits)
+        return LatentMixture(Independent(1, self.config.horizon), logits)
 
 
 def oracle(

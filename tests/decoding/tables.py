@@ -22,7 +22,7 @@ from polydraft.decoding.loop import Engine, Sequence
 from polydraft.decoding.verify import Verified
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
-from polydraft.joint import Canonical, Chain, JointDistribution, Warp
+from polydraft.joint import Chain, JointDistribution, Warp
 
 Array = NDArray[np.float64]
 LENGTH = 4
@@ -108,12 +108,17 @@ class TableModel:
 
 
 class PooledJoint(JointDistribution):
-    """A joint of batch 1 that samples `POOL` independent chains at once and hands them out one by one."""
+    """A joint of batch 1 that samples `POOL` independent chains at once and hands them out one by one.
 
-    def __init__(self, joint: Canonical) -> None:
+    Args:
+        joint: of batch 1. many: the same, `POOL` times.
+    """
+
+    def __init__(self, joint: JointDistribution, many: JointDistribution) -> None:
         self.horizon, self.vocab_size, self.batch_size = joint.horizon, joint.vocab_size, 1
         self.device = joint.device
         self._joint = joint
+        self._many = many
         self._chains: list[Chain] = []
 
     def start(self) -> Any:
@@ -125,14 +130,10 @@ class PooledJoint(JointDistribution):
     def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
         return self._joint.advance(state, position, tokens)
 
-    def log_prob(self, tokens: Tensor) -> Tensor:
-        return self._joint.log_prob(tokens)
-
     def sample(self, *, generator: torch.Generator | None = None, warp: Warp | None = None) -> Chain:
         if not self._chains:
-            weights = self._joint.log_weights.repeat(POOL, 1)
-            many = Canonical(weights, self._joint.log_factors.repeat(POOL, 1, 1, 1))
-            tokens, rows = many.sample(generator=generator, warp=None if warp is None else one_by_one(warp))
+            whole = None if warp is None else one_by_one(warp)
+            tokens, rows = self._many.sample(generator=generator, warp=whole)
             assert rows is not None
             self._chains = [Chain(tokens[b : b + 1], rows[b : b + 1]) for b in range(POOL)]
         return self._chains.pop()
@@ -184,10 +185,12 @@ class TableHead:
     def __call__(self, hidden: Tensor, next_tokens: Tensor) -> JointDistribution:
         key = (int(hidden), int(next_tokens))
         if key not in self._joints:
+            hidden = self._table.hidden[key[0]][None]
             with torch.no_grad():
-                joint = self._head(self._table.hidden[key[0]][None], next_tokens)
-            assert isinstance(joint, Canonical)
-            self._joints[key] = PooledJoint(joint) if self._pooled else joint
+                joint = self._head(hidden, next_tokens)
+                if self._pooled:
+                    joint = PooledJoint(joint, self._head(hidden.repeat(POOL, 1), next_tokens.repeat(POOL)))
+            self._joints[key] = joint
         return self._joints[key]
 
 
@@ -233,6 +236,7 @@ class WatchedEngine(Engine):
         return verified
 
 
+@torch.inference_mode()
 def generated(table: TableModel, engine: Engine, criteria: StoppingCriteriaList) -> list[int]:
     """The new tokens of one run of the decoding loop."""
     out = engine.run(Sequence(table.prompt, criteria, None), table.prompt, cast(Any, TableCache()))
@@ -245,7 +249,6 @@ def drawn(table: TableModel, engine: Engine, *, draws: int) -> Array:
     """How often each continuation of `LENGTH` tokens came up in `draws` generations; (V^LENGTH,)."""
     criteria = StoppingCriteriaList([Enough(table.prompt)])
     counts = np.zeros((table.vocab_size,) * LENGTH)
-    with torch.inference_mode():
-        for _ in range(draws):
-            counts[tuple(generated(table, engine, criteria))] += 1
+    for _ in range(draws):
+        counts[tuple(generated(table, engine, criteria))] += 1
     return counts.ravel()

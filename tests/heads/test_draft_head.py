@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from polydraft.errors import InputError, PolydraftError
 from polydraft.heads import DraftConfig, DraftHead
-from polydraft.joint import Canonical
+from polydraft.joint import JointDistribution, LatentMixture
 from tests.tiny import HIDDEN_SIZE, tiny_head, tiny_model, tiny_tokenizer
 
 VOCAB_SIZE, DRAFT_VOCAB_SIZE = 64, 20
@@ -36,10 +36,18 @@ def inputs(head: DraftHead, batch: int = 5) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, HIDDEN_SIZE, dtype=head.dtype), tokens
 
 
-def canonical(head: DraftHead, hidden: Tensor, tokens: Tensor) -> Canonical:
+def parts(joint: JointDistribution) -> tuple[Tensor, Tensor]:
+    """log P(z) before the first draft (B, r), and log P_a^(s) (B, n, r, V') of a CP joint."""
+    weights, first = joint.start()
+    whole = joint if isinstance(joint, LatentMixture) else joint._joint  # type: ignore[attr-defined]
+    factors = whole.log_factors[:, -joint.horizon :]
+    assert torch.equal(first, factors[:, 0])
+    return weights, factors
+
+
+def joint_of(head: DraftHead, hidden: Tensor, tokens: Tensor) -> JointDistribution:
     with torch.no_grad():
-        joint = head(hidden, tokens)
-    assert isinstance(joint, Canonical)
+        joint: JointDistribution = head(hidden, tokens)
     return joint
 
 
@@ -90,12 +98,12 @@ class TestEveryForm:
             model, rank=3, horizon=2, features=features, draft_vocab_size=DRAFT_VOCAB_SIZE, **form
         )
         hidden, tokens = inputs(head)
-        joint = canonical(head, hidden, tokens)
-        assert joint.log_factors.shape == (5, 2, 3, DRAFT_VOCAB_SIZE)
+        log_weights, log_factors = parts(joint_of(head, hidden, tokens))
+        assert log_factors.shape == (5, 2, 3, DRAFT_VOCAB_SIZE)
         for row in range(5):
             weights, factors = by_hand(head, model, hidden[row].double().numpy(), int(tokens[row]))
-            assert np.allclose(joint.log_weights[row].exp().numpy(), weights, rtol=1e-3, atol=1e-5)
-            assert np.allclose(joint.log_factors[row].exp().numpy(), factors, rtol=1e-3, atol=1e-5)
+            assert np.allclose(log_weights[row].exp().numpy(), weights, rtol=1e-3, atol=1e-5)
+            assert np.allclose(log_factors[row].exp().numpy(), factors, rtol=1e-3, atol=1e-5)
 
     def test_round_trip_is_equal_to_the_bit(
         self, model: PreTrainedModel, tmp_path: Path, features: str, form: dict[str, int]
@@ -110,17 +118,16 @@ class TestEveryForm:
         for name, tensor in head.state_dict().items():
             assert torch.equal(again.state_dict()[name], tensor), name
         hidden, tokens = inputs(head)
-        before, after = canonical(head, hidden, tokens), canonical(again.attach(model), hidden, tokens)
-        assert torch.equal(before.log_weights, after.log_weights)
-        assert torch.equal(before.log_factors, after.log_factors)
+        before, after = (parts(joint_of(h, hidden, tokens)) for h in (head, again.attach(model)))
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     def test_rows_and_weights_are_normalised(
         self, model: PreTrainedModel, features: str, form: dict[str, int]
     ) -> None:
         head = tiny_head(model, features=features, draft_vocab_size=DRAFT_VOCAB_SIZE, **form)
-        joint = canonical(head, *inputs(head))
+        joint = joint_of(head, *inputs(head))
         assert (joint.horizon, joint.vocab_size) == (3, DRAFT_VOCAB_SIZE)
-        assert torch.allclose(joint.log_weights.exp().sum(-1), torch.ones(5))
+        assert torch.allclose(parts(joint)[0].exp().sum(-1), torch.ones(5))
         rows = joint.sample(generator=torch.Generator().manual_seed(0)).log_rows
         assert rows is not None
         assert torch.allclose(rows.exp().sum(-1), torch.ones(5, 3))
@@ -240,22 +247,22 @@ class TestFeatures:
     def test_hidden_leave_the_next_token_to_the_posterior(self, model: PreTrainedModel) -> None:
         head = tiny_head(model, features="hidden", rank=3)
         hidden = torch.randn(1, HIDDEN_SIZE).expand(2, -1)
-        joint = canonical(head, hidden, torch.tensor([3, 4]))
-        assert torch.equal(joint.log_factors[0], joint.log_factors[1])
-        assert (joint.log_weights[0] - joint.log_weights[1]).abs().max() > 0.01
+        weights, factors = parts(joint_of(head, hidden, torch.tensor([3, 4])))
+        assert torch.equal(factors[0], factors[1])
+        assert (weights[0] - weights[1]).abs().max() > 0.01
 
     def test_a_token_that_cannot_be_drafted_leaves_the_prior(self, model: PreTrainedModel) -> None:
         head = tiny_head(model, features="hidden", rank=3, draft_vocab_size=DRAFT_VOCAB_SIZE)
         hidden, tokens = inputs(head)
-        joint = canonical(head, hidden, tokens)
-        prior = head.gate(hidden).log_softmax(-1)
-        assert torch.allclose(joint.log_weights[-1], prior[-1], atol=1e-6)
-        assert not torch.allclose(joint.log_weights[0], prior[0], atol=1e-3)
+        weights, _ = parts(joint_of(head, hidden, tokens))
+        prior = head.gate.scores(hidden).log_softmax(-1)
+        assert torch.allclose(weights[-1], prior[-1], atol=1e-6)
+        assert not torch.allclose(weights[0], prior[0], atol=1e-3)
 
     def test_at_rank_one_the_posterior_says_nothing(self, model: PreTrainedModel) -> None:
         head = tiny_head(model, features="hidden", rank=1)
         hidden = torch.randn(1, HIDDEN_SIZE).expand(2, -1)
-        joint = canonical(head, hidden, torch.tensor([3, 4]))
+        joint = joint_of(head, hidden, torch.tensor([3, 4]))
         assert torch.equal(
             joint.conditional(torch.zeros(2, 1, dtype=torch.long))[0],
             joint.conditional(torch.zeros(2, 1, dtype=torch.long))[1],
@@ -269,13 +276,14 @@ def test_bfloat16_head(base: torch.dtype, features: str, form: dict[str, int]) -
     model = tiny_model().to(base)
     head = tiny_head(model, features=features, draft_vocab_size=DRAFT_VOCAB_SIZE, **form)
     hidden, tokens = inputs(head)
-    exact = canonical(head, hidden, tokens)
-    joint = canonical(head.to(torch.bfloat16), hidden.to(base), tokens)
-    assert joint.log_weights.dtype == joint.log_factors.dtype == torch.float32
+    _, exact = parts(joint_of(head, hidden, tokens))
+    joint = joint_of(head.to(torch.bfloat16), hidden.to(base), tokens)
+    weights, factors = parts(joint)
+    assert weights.dtype == factors.dtype == torch.float32
     rows = joint.sample(generator=torch.Generator().manual_seed(0)).log_rows
     assert rows is not None
     assert torch.allclose(rows.exp().sum(-1), torch.ones(5, 3))
-    assert (joint.log_factors.exp() - exact.log_factors.exp()).abs().max() < 0.2
+    assert (factors.exp() - exact.exp()).abs().max() < 0.2
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -285,9 +293,9 @@ def test_components_of_a_fresh_head_differ(model: PreTrainedModel, form: dict[st
     )
     head = DraftHead(DraftConfig(**(config.to_diff_dict() | form)))
     head.draft_ids.copy_(torch.arange(8))
-    joint = canonical(head.attach(model), torch.randn(1, HIDDEN_SIZE), torch.tensor([3]))
-    assert (joint.log_factors[:, :, 0] - joint.log_factors[:, :, 1]).abs().max() > 1e-4
-    assert (joint.log_weights.exp() - 0.5).abs().max() < 0.1
+    weights, factors = parts(joint_of(head.attach(model), torch.randn(1, HIDDEN_SIZE), torch.tensor([3])))
+    assert (factors[:, :, 0] - factors[:, :, 1]).abs().max() > 1e-4
+    assert (weights.exp() - 0.5).abs().max() < 0.1
 
 
 def test_every_parameter_learns(model: PreTrainedModel) -> None:

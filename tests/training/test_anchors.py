@@ -54,8 +54,8 @@ def test_fused_anchors_by_hand(model: PreTrainedModel) -> None:
     assert anchors.next_tokens.tolist() == [13, 14, 2, 50]
     assert tokens_of(anchors) == [[14, 15, -1], [15, -1, -1], [-1, 4, -1], [4, -1, -1]]
     assert anchors.valid.int().tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0]]
-    assert anchors.teacher is not None
-    rows = torch.where(anchors.valid, anchors.teacher, -1)
+    assert anchors.teacher_index is not None
+    rows = torch.where(anchors.valid, anchors.teacher_index, -1)
     assert rows.tolist() == [[3, 4, -1], [4, -1, -1], [-1, -1, -1], [8, -1, -1]]
 
 
@@ -64,15 +64,15 @@ def test_hidden_anchors_by_hand(model: PreTrainedModel) -> None:
     assert tokens_of(anchors) == [[13, 14, 15, -1], [14, 15, -1, -1], [2, -1, 4, -1], [-1, 4, -1, -1]]
     # x[t+1] = 50 tells nothing, but what follows it is still learnt
     assert anchors.valid.int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
-    assert anchors.teacher is not None
-    rows = torch.where(anchors.valid, anchors.teacher, -1)
+    assert anchors.teacher_index is not None
+    rows = torch.where(anchors.valid, anchors.teacher_index, -1)
     assert rows.tolist() == [[2, 3, 4, -1], [3, 4, -1, -1], [6, -1, -1, -1], [-1, 8, -1, -1]]
 
 
 def test_states_and_teacher_rows_are_the_models_own(model: PreTrainedModel) -> None:
     head = head_of(model, "fused")
     anchors = build_anchors(head, model, batch_of(PROMPTED, PLAIN), teacher=True)
-    assert anchors.teacher is not None and anchors.teacher_log_probs is not None
+    assert anchors.teacher is not None and anchors.teacher_index is not None
     places = [(PROMPTED, 2), (PROMPTED, 3), (PLAIN, 0), (PLAIN, 1)]
     for i, (document, t) in enumerate(places):
         with torch.no_grad():
@@ -80,7 +80,7 @@ def test_states_and_teacher_rows_are_the_models_own(model: PreTrainedModel) -> N
         assert torch.allclose(anchors.hidden[i], alone.hidden_states[-1][0, t], atol=1e-5)
         for s in anchors.valid[i].nonzero().flatten().tolist():
             expected = alone.logits[0, t + 1 + s].log_softmax(-1)[head.draft_ids]
-            found = anchors.teacher_log_probs[anchors.teacher[i, s]]
+            found = anchors.teacher.log_rows(anchors.teacher_index[i, s : s + 1])[0]
             assert torch.allclose(found, expected, atol=1e-4)
 
 
@@ -114,12 +114,12 @@ class TestCache:
         ]
         fresh = build_anchors(head, model, batch_of(*self.documents), teacher=True)
         cached = build_anchors(head, model, batch_of(*filled), teacher=True)
-        for name in ("next_tokens", "targets", "valid", "teacher"):
+        for name in ("next_tokens", "targets", "valid", "teacher_index"):
             assert torch.equal(getattr(cached, name), getattr(fresh, name))
         assert torch.allclose(cached.hidden, fresh.hidden, atol=1e-5)
-        assert cached.teacher_log_probs is not None and fresh.teacher_log_probs is not None
-        inside = batch_of(*self.documents)["attention_mask"].flatten().bool()
-        assert torch.allclose(cached.teacher_log_probs[inside], fresh.teacher_log_probs[inside], atol=1e-4)
+        assert cached.teacher is not None and fresh.teacher is not None
+        inside = batch_of(*self.documents)["attention_mask"].flatten().nonzero().squeeze(-1)
+        assert torch.allclose(cached.teacher.log_rows(inside), fresh.teacher.log_rows(inside), atol=1e-4)
 
     def test_file_is_written_once_and_read_back_equal(self, model: PreTrainedModel, tmp_path: Path) -> None:
         calls: list[tuple[int, int]] = []

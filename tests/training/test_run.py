@@ -335,14 +335,14 @@ class TestGrow:
         old, new = (h(hidden, tokens) for h in (trained, head))
         assert (old.log_prob(chains) - new.log_prob(chains)).abs().max() < 30 * NOISE
         assert (old.log_prob(chains) - new.log_prob(chains)).abs().max() > 0
-        assert torch.allclose(new.start().exp().sum(-1), torch.ones(16), atol=1e-5)
+        assert torch.allclose(new.start().latent.exp().sum(-1), torch.ones(16), atol=1e-5)
 
     def test_copies_differ_and_share_the_weight(self) -> None:
         trained = tiny_head(tiny_model(), rank=2)
         head = self.grown(trained)
         hidden = torch.randn(4, 32)
         joints = [h(hidden, torch.arange(4)) for h in (trained, head)]
-        old, new = (joint.start().exp() for joint in joints)
+        old, new = (joint.latent.prior.exp() for joint in joints)
         assert torch.allclose(new[:, 0], new[:, 2])
         assert torch.allclose(new[:, 0] + new[:, 2], old[:, 0], atol=1e-5)
         assert torch.allclose(new[:, 1], old[:, 1], atol=1e-5)
@@ -371,8 +371,6 @@ class TestGrow:
     @pytest.mark.parametrize(
         ("changes", "fragment"),
         [
-            ({"horizon": 4}, "--init-from has horizon 3, below this run's 4"),
-            ({"draft_vocab_size": 8}, "--init-from has draft_vocab_size 20, this run 8"),
             ({"features": "hidden"}, "--init-from has features fused, this run hidden"),
             ({"map_rank": 2}, "--init-from has map_rank 4, this run 2"),
             ({"rank": 1}, "--init-from has rank 2, above this run's 1"),

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from polydraft.cli import bench, collect, demo, generate, inspect, train
+from polydraft.cli import bench, collect, components, demo, evaluate, generate, inspect, prune, train
 from polydraft.errors import PolydraftError
 
 COMMANDS = (
@@ -85,6 +85,9 @@ def root(
 for command in COMMANDS:
     app.command()(command)
 app.command(cls=train.ManyPaths)(train.train)
+app.command(cls=train.ManyPaths)(components.components)
+app.command(cls=train.ManyPaths)(prune.prune)
+app.add_typer(evaluate.app, name="evaluate")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polydraft.cli import options
+from polydraft.modes import DRAFTING, VERIFICATION
 
 HEADINGS = (
     "prompts",
@@ -41,6 +42,8 @@ def bench(
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
     seed: Annotated[int, typer.Option(help="Prompt i uses seed + i, in both runs.")] = 0,
+    verification: options.Verification = VERIFICATION,
+    drafting: options.Drafting = DRAFTING,
     dtype: options.DtypeName = "auto",
     threads: options.Threads = None,
     json_path: Annotated[
@@ -72,7 +75,13 @@ def bench(
         check_writable(json_path)
     questions = read_prompts(prompts_path(prompts))
     sampling = Sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        verification=verification,
+        drafting=drafting,
     )
     session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)
     console.print(session.threads)
@@ -107,7 +116,12 @@ def bench(
 
 def figures_table(content: dict[str, Any]) -> Table:
     """The groups of `evaluation.report.report`, a row each."""
-    sampling = "greedy" if content["temperature"] == 0 else f"T = {content['temperature']:g}"
+    greedy = content["temperature"] == 0
+    sampling = (
+        f"greedy, {content['drafting']}"
+        if greedy
+        else f"T = {content['temperature']:g}, {content['verification']} verification"
+    )
     title = f"{content['model']}, {content['dtype']}, {sampling}, {content['max_new_tokens']} new tokens"
     caption = "tokens/s: medians over prompts; ratio: of these medians"
     table = Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))

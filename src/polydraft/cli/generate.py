@@ -12,6 +12,7 @@ import typer
 
 from polydraft.cli import options
 from polydraft.errors import InputError
+from polydraft.modes import DRAFTING, VERIFICATION
 
 
 def generate(
@@ -47,6 +48,8 @@ def generate(
         int | None,
         typer.Option(help="Of the random numbers; drawn, and reported, if not given.", show_default=False),
     ] = None,
+    verification: options.Verification = VERIFICATION,
+    drafting: options.Drafting = DRAFTING,
     dtype: options.DtypeName = "auto",
     threads: options.Threads = None,
     stats: Annotated[
@@ -85,6 +88,8 @@ def generate(
         repetition_penalty=repetition_penalty,
         stop=tuple(stop or ()),
         seed=secrets.randbits(32) if seed is None else seed,
+        verification=verification,
+        drafting=drafting,
     )
     console = options.error_console()
     session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)

@@ -26,6 +26,20 @@ MaxNewTokens = Annotated[int, typer.Option(help="Tokens to generate at most; an 
 Temperature = Annotated[float, typer.Option(help="0 is greedy; above 0, sample.")]
 TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens only; 0 keeps all.")]
 TopP = Annotated[float, typer.Option(help="Sample from the smallest set of this probability; 1 keeps all.")]
+Verification = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Of sampled drafts: token, one by one, or block, together (keeps more of them)."
+    ),
+]
+Drafting = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Greedy: chain, each token the likeliest after those before it, or components, all from the "
+        "likeliest components together.",
+    ),
+]
 DtypeName = Annotated[
     str,
     typer.Option("--dtype", metavar="NAME", help="auto (bfloat16), float32, bfloat16 or float16."),

@@ -36,12 +36,23 @@ def train(
         typer.Option(help=".txt, .jsonl, folders of them or of source code, saved datasets; several."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the head to.")],
-    joint: Annotated[str, typer.Option(help="Family of the joint: cp.")] = "cp",
-    rank: Annotated[int, typer.Option(help="Components of the joint; 1 is the independent head.")] = 4,
+    joint: Annotated[
+        str, typer.Option(help="Model of the joint: independent, cp, hmm, tree, markov, cp-markov.")
+    ] = "cp",
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Components of the joint; 4, or 1 where it has only one.", show_default=False),
+    ] = None,
     horizon: Annotated[int, typer.Option(help="Tokens drafted per step.")] = 4,
     features: Annotated[str, typer.Option(help="fused, or hidden (the paper's form).")] = "fused",
     feature_size: Annotated[int, typer.Option(help="Width of the layer that fuses the features.")] = 2304,
     map_rank: Annotated[int, typer.Option(help="Rank of the maps; 0 for full ones.")] = 128,
+    markov_rank: Annotated[
+        int, typer.Option(help="Rank of the bias from the token before (markov, cp-markov).")
+    ] = 128,
+    components: Annotated[
+        int, typer.Option(help="Likeliest components evaluated when drafting; 0 for all.")
+    ] = 0,
     own_unembedding: Annotated[
         bool, typer.Option("--own-unembedding", help="An unembedding per position and component.")
     ] = False,
@@ -50,9 +61,16 @@ def train(
         str, typer.Option(help="distill: the base model's rows; joint: likelihood of the text (the paper's).")
     ] = "distill",
     balance: Annotated[float, typer.Option(help="Coefficient of the load-balancing term.")] = 0.01,
+    z_loss: Annotated[float, typer.Option(help="Coefficient of the router z-loss.")] = 0.0,
+    gate_noise: Annotated[
+        float, typer.Option(help="Deviation of noise on the gate's scores while training.")
+    ] = 0.0,
     discount: Annotated[
         float, typer.Option(help="Weight of each position relative to the one before.")
     ] = 1.0,
+    anchors_per_window: Annotated[
+        int, typer.Option(help="Positions learnt from per window, drawn at random; 0 for all.")
+    ] = 0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Windows of text per micro-batch.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
@@ -89,22 +107,27 @@ def train(
     from polydraft.cli.progress import TrainingProgress
     from polydraft.loading import head_source, load_head
     from polydraft.training.curves import can_plot, plot_curves
-    from polydraft.training.options import TrainOptions
+    from polydraft.training.options import TrainOptions, default_rank
     from polydraft.training.run import train as run
 
     console = options.error_console()
     chosen = TrainOptions(
         joint=joint,
-        rank=rank,
+        rank=default_rank(joint) if rank is None else rank,
         horizon=horizon,
         features=features,
         feature_size=feature_size,
         map_rank=map_rank,
+        markov_rank=markov_rank,
+        components=components,
         own_unembedding=own_unembedding,
         draft_vocab_size=draft_vocab_size,
         loss=loss,
         balance=balance,
+        z_loss=z_loss,
+        gate_noise=gate_noise,
         discount=discount,
+        anchors_per_window=anchors_per_window,
         steps=steps,
         batch_size=batch_size,
         accumulate=accumulate,

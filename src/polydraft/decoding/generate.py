@@ -21,6 +21,7 @@ from polydraft.decoding.requests import check_cache, check_request, unread
 from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
+from polydraft.modes import DRAFTING, VERIFICATION, check_modes
 
 
 class Decoder:
@@ -35,11 +36,20 @@ class Decoder:
     """
 
     def __init__(
-        self, head: DraftHead, *, streamer: Streamer | None = None, generator: torch.Generator | None = None
+        self,
+        head: DraftHead,
+        *,
+        streamer: Streamer | None = None,
+        generator: torch.Generator | None = None,
+        verification: str = VERIFICATION,
+        drafting: str = DRAFTING,
     ) -> None:
+        check_modes(verification=verification, drafting=drafting)
         self.head = head
         self.streamer = streamer
         self.generator = generator
+        self.verification = verification
+        self.drafting = drafting
         self.statistics: DecodingStatistics | None = None
 
     def __call__(
@@ -72,6 +82,8 @@ class Decoder:
             processors=logits_processor,
             do_sample=bool(generation_config.do_sample),
             generator=self.generator,
+            verification=self.verification,
+            drafting=self.drafting,
         )
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
@@ -86,15 +98,25 @@ class Decoder:
 
 
 def decoder(
-    head: DraftHead, *, streamer: Streamer | None = None, generator: torch.Generator | None = None
+    head: DraftHead,
+    *,
+    streamer: Streamer | None = None,
+    generator: torch.Generator | None = None,
+    verification: str = VERIFICATION,
+    drafting: str = DRAFTING,
 ) -> Decoder:
     """A `custom_generate` for `model.generate`.
 
     Args:
         head: attached to the model, or attachable (it is then attached at the first call).
         streamer: receives the prompt, then every token. generator: randomness; torch's own if None.
+        verification: of sampled drafts, "token" or "block". drafting: of greedy drafts, "chain" or
+            "components". See `Engine`; the text is the base model's own, whichever is chosen.
+
+    Raises:
+        InputError: an unknown choice.
     """
-    return Decoder(head, streamer=streamer, generator=generator)
+    return Decoder(head, streamer=streamer, generator=generator, verification=verification, drafting=drafting)
 
 
 def generate(
@@ -108,6 +130,8 @@ def generate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     generator: torch.Generator | None = None,
+    verification: str = VERIFICATION,
+    drafting: str = DRAFTING,
     **options: Any,
 ) -> DraftedOutput:
     """Drafted `model.generate`: the same text (greedy), the same distribution (sampling), sooner.
@@ -118,10 +142,14 @@ def generate(
         generation_config, stopping_criteria, options: as in `model.generate`.
         streamer: receives the prompt, then every token. tokenizer: needed for `stop_strings`.
         generator: randomness; torch's global one if None.
+        verification, drafting: as in `decoder`.
 
     Raises:
         InputError: the head belongs to another model, or an option cannot be drafted.
     """
+    method = decoder(
+        head, streamer=streamer, generator=generator, verification=verification, drafting=drafting
+    )
     config = copy.deepcopy(generation_config if generation_config is not None else model.generation_config)
     options.pop("custom_generate", None)
     rest = config.update(**options | {"return_dict_in_generate": True})
@@ -136,7 +164,7 @@ def generate(
         attention_mask=attention_mask,
         generation_config=config,
         stopping_criteria=criteria,
-        custom_generate=decoder(head, streamer=streamer, generator=generator),
+        custom_generate=method,
         **rest,
     )
     assert isinstance(out, DraftedOutput)

@@ -16,12 +16,18 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from polydraft.decoding.block import verify_block
 from polydraft.decoding.processing import draft_warp, target_scores
+from polydraft.decoding.requests import check_components
 from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
 from polydraft.decoding.verify import Verified, draw, verify_greedy, verify_sampled
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
 from polydraft.joint import Chain
+from polydraft.modes import DRAFTING, VERIFICATION, check_modes
+
+SAMPLED = {"token": verify_sampled, "block": verify_block}
+"""The verification of sampled drafts by name; greedy drafts have but one."""
 
 
 def record_past(cache: DynamicCache, *, on: bool) -> None:
@@ -88,6 +94,12 @@ class Engine:
     Args:
         model, head: the head attached to the model. processors: applied to p and q alike.
         do_sample: sample, else take argmaxes. generator: source of randomness, torch's own if None.
+        verification: of sampled drafts, "token" (rejection sampling, one by one) or "block".
+        drafting: of greedy drafts, "chain" (each the likeliest after those before it) or "components"
+            (those of the likeliest components, all positions chosen together).
+
+    Raises:
+        InputError: an unknown choice, or one that sampling or this head cannot do.
     """
 
     def __init__(
@@ -98,12 +110,19 @@ class Engine:
         processors: LogitsProcessorList,
         do_sample: bool,
         generator: torch.Generator | None,
+        verification: str = VERIFICATION,
+        drafting: str = DRAFTING,
     ) -> None:
+        check_modes(verification=verification, drafting=drafting, do_sample=do_sample)
+        if drafting == "components":
+            check_components(head.config)
         self.model = model
         self.head = head
         self.processors = processors
         self.do_sample = do_sample
         self.generator = generator
+        self.verification = verification
+        self.drafting = drafting
 
     def first(self, prefix: Tensor, logits: Tensor) -> int:
         """The token after the prompt, from its last row (V,)."""
@@ -119,7 +138,8 @@ class Engine:
         joint = self.head(hidden, prefix[:, -1])
         warp = draft_warp(self.processors, prefix, self.head.draft_ids, config.vocab_size)
         if not self.do_sample:
-            return Chain(joint.argmax(warp=warp).tokens[:, :limit], None)
+            best = joint.best_components if self.drafting == "components" else joint.argmax
+            return Chain(best(warp=warp).tokens[:, :limit], None)
         tokens, rows = joint.sample(generator=self.generator, warp=warp)
         return Chain(tokens[:, :limit], rows[:, :limit])
 
@@ -132,7 +152,7 @@ class Engine:
         tokens: list[int] = drafts[0].tolist()
         if chain.log_rows is None:
             return verify_greedy(scores, tokens)
-        return verify_sampled(
+        return SAMPLED[self.verification](
             lambda s: scores(s).softmax(-1),
             tokens,
             chain.tokens[0],

@@ -9,6 +9,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from polydraft.errors import InputError
+from polydraft.heads import DraftConfig
 
 KNOWN_INPUTS = {
     "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position", "logits_to_keep",
@@ -51,6 +52,21 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
     extra = [name for name, value in inputs.items() if value is not None and name not in KNOWN_INPUTS]
     if extra:
         raise InputError(f"drafted generation takes text only; the model input {extra[0]!r} is not supported")
+
+
+def check_components(config: DraftConfig) -> None:
+    """Refuse greedy drafting by components where the joint has no likeliest ones.
+
+    Raises:
+        InputError: says what in the head stands in the way.
+    """
+    if config.member.markov:
+        raise InputError(
+            "drafting components needs rows that do not see the token before, which those of joint "
+            f"{config.joint!r} do: use drafting chain"
+        )
+    if config.features == "hidden":
+        raise InputError("drafting components needs a head with features 'fused': use drafting chain")
 
 
 def check_cache(cache: object) -> DynamicCache:

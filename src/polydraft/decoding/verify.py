@@ -22,15 +22,22 @@ class Verified(NamedTuple):
     token: int
 
 
-def residual(target: Tensor, draft: Tensor, draft_ids: Tensor) -> Tensor:
-    """max(0, p - q), not normalised; p (V,), q (V',) over `draft_ids` (V',) -> (V,).
-
-    Where rounding leaves nothing of it, p and q are equal and p itself is returned.
-    """
+def excess(target: Tensor, draft: Tensor, draft_ids: Tensor) -> Tensor:
+    """max(0, p - q); p (V,), q (V',) over `draft_ids` (V',) -> (V,)."""
     rest = target.clone()
     rest[draft_ids] -= draft
-    rest.clamp_(min=0)
+    return rest.clamp_(min=0)
+
+
+def residual(target: Tensor, draft: Tensor, draft_ids: Tensor) -> Tensor:
+    """`excess`, not normalised; where rounding leaves nothing of it, p and q are equal and p is returned."""
+    rest = excess(target, draft, draft_ids)
     return rest if float(rest.sum()) > 0 else target
+
+
+def happens(chance: float, generator: torch.Generator | None, device: torch.device) -> bool:
+    """True with probability `chance`: never at 0, always from 1 on."""
+    return float(torch.rand((), generator=generator, device=device)) < chance
 
 
 def draw(weights: Tensor, generator: torch.Generator | None) -> int:
@@ -71,10 +78,8 @@ def verify_sampled(
         draft_ids: (V',) base ids of the draft vocabulary.
     """
     for s, draft in enumerate(drafts):
-        target = target_row(s)
-        row = draft_log_rows[s].exp()
-        chance = torch.rand((), generator=generator, device=target.device)
-        if float(chance * row[draft_index[s]]) < float(target[draft]):
+        target, row = target_row(s), draft_log_rows[s].exp()
+        if happens(float(target[draft]) / float(row[draft_index[s]]), generator, target.device):
             continue
         return Verified(s, draw(residual(target, row, draft_ids), generator))
     return Verified(len(drafts), draw(target_row(len(drafts)), generator))

@@ -16,11 +16,12 @@ import polydraft
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
+from polydraft.modes import DRAFTING, VERIFICATION, check_modes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to continue a prompt; the same for plain and drafted runs.
+    """How to continue a prompt; the same for plain and drafted runs, but for what only the latter have.
 
     Attributes:
         max_new_tokens: tokens at most; an end token stops earlier.
@@ -28,9 +29,10 @@ class Sampling:
         repetition_penalty: 1 is none.
         stop: texts that end the generation.
         seed: of torch's generators, set before every run.
+        verification, drafting: of drafted runs; as in `polydraft.decoder`.
 
     Raises:
-        InputError: a value outside its range; names it.
+        InputError: a value outside its range, or a choice that does not exist; names it.
     """
 
     max_new_tokens: int = 128
@@ -41,6 +43,8 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    verification: str = VERIFICATION
+    drafting: str = DRAFTING
 
     def __post_init__(self) -> None:
         ranges = (
@@ -55,6 +59,7 @@ class Sampling:
         for name, fits, expected, value in ranges:
             if not fits:
                 raise InputError(f"{name} must be {expected}, got {value!r}")
+        check_modes(verification=self.verification, drafting=self.drafting, do_sample=not self.greedy)
 
     @property
     def greedy(self) -> bool:
@@ -125,7 +130,14 @@ def run_drafted(
     inputs = _inputs(ids, model)
     began = _clock(model, seed=sampling.seed)
     arguments = inputs | sampling.arguments(tokenizer)
-    out = polydraft.generate(model, head, streamer=streamer, **arguments)
+    out = polydraft.generate(
+        model,
+        head,
+        streamer=streamer,
+        verification=sampling.verification,
+        drafting=sampling.drafting,
+        **arguments,
+    )
     seconds = _clock(model) - began
     assert out.sequences is not None
     assert out.origins is not None

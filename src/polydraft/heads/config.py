@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from polydraft.errors import InputError
+from polydraft.joint import MEMBERS, Member
 
 FORMAT_VERSION = 1
 FEATURES = ("hidden", "fused")
-JOINTS = ("cp",)
 
 
 class DraftConfig(PreTrainedConfig):
@@ -22,11 +22,15 @@ class DraftConfig(PreTrainedConfig):
         draft_vocab_size: V', tokens that can be drafted (the most frequent ones).
         horizon: n, tokens drafted after the one the base model has just given.
         rank: r, components of the joint; 1 is the independent head.
-        joint: family of the joint distribution; "cp" is the canonical decomposition.
+        joint: member of the family of joints: independent, cp (the canonical decomposition), hmm, tree,
+            markov, cp-markov, or one registered by `polydraft.joint.register`.
         features: "hidden", h_t alone, the sampled token entering through the posterior over
             components (the paper); "fused", h_t joined with the embedding of the sampled token.
         feature_size: width of the gated layer that fuses them ("fused" only).
         map_rank: rank of the linear map per (position, component); 0 is a full d x d map (the paper's).
+        markov_rank: rank of the bias from the token before, where the member has one.
+        components: of the r components, how many the head evaluates when it drafts (top-k routing by
+            weight; the joint drafted from stays exact); 0 is all.
         own_unembedding: an unembedding per (position, component), the paper's from-scratch form,
             instead of the base model's own rows.
         base_model: id, revision and fingerprint of the base model; see `heads.fingerprint`.
@@ -48,6 +52,8 @@ class DraftConfig(PreTrainedConfig):
     features: str = "fused"
     feature_size: int = 1152
     map_rank: int = 64
+    markov_rank: int = 128
+    components: int = 0
     own_unembedding: bool = False
     base_model: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
@@ -55,7 +61,15 @@ class DraftConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for name in ("hidden_size", "vocab_size", "draft_vocab_size", "horizon", "rank", "feature_size"):
+        for name in (
+            "hidden_size",
+            "vocab_size",
+            "draft_vocab_size",
+            "horizon",
+            "rank",
+            "feature_size",
+            "markov_rank",
+        ):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InputError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}")
         if not isinstance(self.map_rank, int) or self.map_rank < 0:
@@ -66,13 +80,26 @@ class DraftConfig(PreTrainedConfig):
             )
         if self.features not in FEATURES:
             raise InputError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}")
-        if self.joint not in JOINTS:
-            raise InputError(f"joint must be one of {', '.join(JOINTS)}, got {self.joint!r}")
+        if self.joint not in MEMBERS:
+            raise InputError(f"joint must be one of {', '.join(MEMBERS)}, got {self.joint!r}")
+        if self.member.single and self.rank != 1:
+            raise InputError(f"joint {self.joint!r} has one component: rank must be 1, got {self.rank}")
+        if not isinstance(self.components, int) or not 0 <= self.components <= self.rank:
+            raise InputError(
+                f"components must be 0 (all) or at most the rank {self.rank}, got {self.components!r}"
+            )
+        if self.components and self.features == "hidden":
+            raise InputError("components must be 0 with features 'hidden': the posterior needs all of them")
         if self.format_version > FORMAT_VERSION:
             raise InputError(
                 f"head format {self.format_version} is newer than this polydraft reads "
                 f"({FORMAT_VERSION}): upgrade polydraft"
             )
+
+    @property
+    def member(self) -> Member:
+        """The member of the family."""
+        return MEMBERS[self.joint]
 
     @property
     def positions(self) -> int:

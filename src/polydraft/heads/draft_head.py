@@ -10,17 +10,21 @@ from polydraft.errors import InputError, PolydraftError
 from polydraft.heads.config import DraftConfig
 from polydraft.heads.features import FullMaps, FusedFeatures, LowRankMaps
 from polydraft.heads.fingerprint import check_base, unembedding
-from polydraft.joint import Canonical, JointDistribution
+from polydraft.heads.previous import PreviousToken
+from polydraft.joint import Gate, JointDistribution, LatentMixture
+from polydraft.joint.mixture import Bias
 
 INIT_STD = 0.02
 
 
 class DraftHead(PreTrainedModel):
-    """Rank-r joint head over a frozen base model (arXiv 2410.17765, retrofit form).
+    """Joint head over a frozen base model (arXiv 2410.17765, retrofit form, any member of the family).
 
         u_t = features(h_t, x[t+1])                          (d)
-        w = softmax(gate(u_t))                               (r)
+        P(z_1..z_n) = gate(u_t)                              r components a position
         P_a^(s) = softmax(U' map_{s,a}(u_t))                 (V'), U' = rows of the base unembedding
+
+    Markov members add `PreviousToken`, a shift of each map by the token before.
 
     The embedding and U' belong to the base model: `attach` lends them, `save_pretrained` leaves them
     out. Buffer `draft_ids` (V',) holds the base token id of every draft token.
@@ -36,15 +40,20 @@ class DraftHead(PreTrainedModel):
         super().__init__(config)
         d, r, s = config.hidden_size, config.rank, config.positions
         self.fuse = FusedFeatures(d, config.feature_size) if config.features == "fused" else None
-        self.gate = nn.Linear(d, r)
+        self.gate: Gate = config.member.gate(d, r, s)
         self.maps = LowRankMaps(s, r, d, config.map_rank) if config.map_rank else FullMaps(s, r, d)
+        self.previous = PreviousToken(d, config.markov_rank, s) if config.member.markov else None
         if config.own_unembedding:
             self.own = nn.Parameter(torch.empty(s, r, config.draft_vocab_size, d))
         self.register_buffer("draft_ids", torch.full((config.draft_vocab_size,), -1, dtype=torch.long))
         self._base: list[PreTrainedModel] = []  # a list, so that the base is no submodule of the head
         self._rows: Tensor | None = None
         self._index: Tensor | None = None
+        self._kept_table: tuple[tuple[int, ...], Tensor] | None = None
         self.post_init()
+        self.gate.reset()
+        if self.previous is not None:
+            self.previous.reset()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -60,9 +69,6 @@ class DraftHead(PreTrainedModel):
             nn.init.normal_(fuse.up.weight, std=fuse.up.in_features**-0.5)
         elif fuse is not None and module is fuse.down:
             nn.init.zeros_(fuse.down.weight)
-        elif module is self.gate:
-            nn.init.normal_(self.gate.weight, std=INIT_STD * self.gate.in_features**-0.5)
-            nn.init.zeros_(self.gate.bias)
         elif module is self and self.config.own_unembedding:
             nn.init.normal_(self.own, std=INIT_STD)
 
@@ -121,13 +127,13 @@ class DraftHead(PreTrainedModel):
         """The base model's input embedding of `tokens`; (...) -> (..., d), in the head's dtype."""
         _ = self.rows
         out: Tensor = self._base[0].get_input_embeddings()(tokens)
-        return out.to(self.gate.weight.dtype)
+        return out.to(self.dtype)
 
     # -- from hidden state to joint -----------------------------------------------------------------
 
     def features(self, hidden: Tensor, next_tokens: Tensor) -> Tensor:
         """u_t from h_t (B, d) and x[t+1] (B,); (B, d) in the head's dtype."""
-        hidden = hidden.to(self.gate.weight.dtype)
+        hidden = hidden.to(self.dtype)
         if self.fuse is None:
             return hidden
         out: Tensor = self.fuse(hidden, self.embed(next_tokens))
@@ -150,10 +156,73 @@ class DraftHead(PreTrainedModel):
             next_tokens: (B,) int64 base ids, x[t+1], already sampled.
         """
         features = self.features(hidden, next_tokens)
-        mapped = self.maps(features)
-        if self.config.own_unembedding:
-            logits = torch.stack([self.logits(mapped[:, s], s) for s in range(self.config.positions)], dim=1)
-        else:
-            logits = self.logits(mapped.flatten(1, 2), 0).unflatten(1, mapped.shape[1:3])
-        joint = Canonical.from_logits(self.gate(features), logits)
+        latent = self.gate(features)
+        kept = None
+        if 0 < self.config.components < self.config.rank:
+            latent, kept = latent.routed(self.config.components)
+        mapped = self.maps(features) if kept is None else self.maps.selected(features, kept)
+        joint = LatentMixture(latent, self._all_logits(mapped, kept), self._bias(features, kept))
         return joint.after(self.draft_index(next_tokens)) if self.config.features == "hidden" else joint
+
+    def _all_logits(self, mapped: Tensor, kept: Tensor | None) -> Tensor:
+        """Logits of all positions, in the dtype they are made in; z (B, n, c, d) -> (B, n, c, V')."""
+        if self.config.own_unembedding:
+            return self._own_logits(mapped, kept)
+        rows = self.rows
+        out: Tensor = (mapped.flatten(0, 2).to(rows.dtype) @ rows.T).unflatten(0, mapped.shape[:3])
+        return out
+
+    def _own_logits(self, mapped: Tensor, kept: Tensor | None) -> Tensor:
+        """The same with an unembedding per position and component."""
+        own = self.own.to(mapped.dtype)
+        if kept is None:
+            return torch.einsum("bsad,savd->bsav", mapped, own).float()
+        position = torch.arange(mapped.shape[1], device=mapped.device)[:, None]
+        return torch.einsum("bscd,bscvd->bscv", mapped, own[position, kept]).float()
+
+    def _bias(self, features: Tensor, kept: Tensor | None) -> Bias | None:
+        """What the token before adds to the logits; None for members that do not see it."""
+        previous = self.previous
+        if previous is None:
+            return None
+        contexts = previous.contexts(features)
+        table = None if self.config.own_unembedding else self._table()
+
+        def bias(position: int, before: Tensor) -> Tensor:
+            inner = previous.inner(contexts[:, position], self.embed(self.draft_ids[before.clamp(min=0)]))
+            if table is not None:
+                out = (inner.to(table.dtype) @ table.T).float()
+            else:
+                shift = previous.out(inner)
+                out = torch.einsum("bd,avd->bav", shift, self.own[position].to(shift.dtype)).float()
+                if kept is not None:
+                    out = out.gather(1, kept[:, position, :, None].expand(-1, -1, out.shape[-1]))
+            known = (before >= 0).view(-1, *[1] * (out.dim() - 1))
+            return torch.where(known, out, 0.0)
+
+        return bias
+
+    def _table(self) -> Tensor:
+        """U' D, (V', k); made again only when one of the two has changed."""
+        assert self.previous is not None
+        weight = self.previous.out.weight
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return self.previous.table(self.rows)
+        key = (id(self.rows), id(weight), weight._version)
+        if self._kept_table is None or self._kept_table[0] != key:
+            self._kept_table = (key, self.previous.table(self.rows))
+        return self._kept_table[1]
+
+    def shift(self, contexts: Tensor, before: Tensor) -> Tensor:
+        """What the token before adds to z of one position, `PreviousToken`; zero where it is unknown.
+
+        Args:
+            contexts: (B, k), `PreviousToken.contexts` at that position.
+            before: (B,) int64 draft indices, -1 unknown.
+
+        Returns:
+            (B, d).
+        """
+        assert self.previous is not None
+        out: Tensor = self.previous(contexts, self.embed(self.draft_ids[before.clamp(min=0)]))
+        return torch.where((before >= 0)[:, None], out, 0.0)

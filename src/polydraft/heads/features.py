@@ -47,6 +47,15 @@ class LowRankMaps(nn.Module):
         inner = self.inner(features).unflatten(-1, self.shape)
         return features[:, None, None, :] + torch.einsum("bsak,sakd->bsad", inner, self.outer)
 
+    def selected(self, features: Tensor, kept: Tensor) -> Tensor:
+        """z of the components `kept` (B, positions, c) alone; u (B, d) -> (B, positions, c, d)."""
+        position = torch.arange(self.shape[0], device=kept.device)[:, None]
+        inner = self.inner.weight.unflatten(0, self.shape)[position, kept]
+        projected = torch.einsum("bsckd,bd->bsck", inner, features)
+        return features[:, None, None, :] + torch.einsum(
+            "bsck,bsckd->bscd", projected, self.outer[position, kept]
+        )
+
 
 class FullMaps(nn.Module):
     """z_{s,a} = W_{s,a} u: the paper's retrofit form, a d x d map per position and component."""
@@ -58,3 +67,8 @@ class FullMaps(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """u (B, d) -> z (B, positions, rank, d)."""
         return torch.einsum("be,sade->bsad", features, self.weight)
+
+    def selected(self, features: Tensor, kept: Tensor) -> Tensor:
+        """z of the components `kept` (B, positions, c) alone; u (B, d) -> (B, positions, c, d)."""
+        position = torch.arange(self.weight.shape[0], device=kept.device)[:, None]
+        return torch.einsum("be,bscde->bscd", features, self.weight[position, kept])

@@ -1,6 +1,32 @@
-"""Joint distributions over the next n tokens: pure tensor maths, knows no model."""
+"""Joint distributions over the next n tokens: pure tensor maths, knows no model.
+
+Every member is a hidden process over components (`Latent`) under one `LatentMixture`; see `registry`.
+"""
 
 from polydraft.joint.canonical import Canonical
 from polydraft.joint.distribution import Chain, JointDistribution, Warp
+from polydraft.joint.independent import Independent
+from polydraft.joint.hidden_markov import HiddenMarkov
+from polydraft.joint.binary_tree import BinaryTree
+from polydraft.joint.gate import Gate
+from polydraft.joint.latent import Latent
+from polydraft.joint.mixture import LatentMixture
+from polydraft.joint import markov as markov
+from polydraft.joint.registry import MEMBERS, Member, member, register
 
-__all__ = ["Canonical", "Chain", "JointDistribution", "Warp"]
+__all__ = [
+    "MEMBERS",
+    "BinaryTree",
+    "Canonical",
+    "Chain",
+    "Gate",
+    "HiddenMarkov",
+    "Independent",
+    "JointDistribution",
+    "Latent",
+    "LatentMixture",
+    "Member",
+    "Warp",
+    "member",
+    "register",
+]

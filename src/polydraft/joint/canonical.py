@@ -8,72 +8,55 @@ a product of n independent categoricals; r = 1 is the independent head of Gloeck
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from polydraft.joint.distribution import JointDistribution
+from polydraft.joint.gate import LinearGate
+from polydraft.joint.latent import Latent, top
+from polydraft.joint.registry import Member, register
 
 
-class Canonical(JointDistribution):
-    """CP joint from its log weights and log factors.
+class Canonical(Latent):
+    """One component for all positions.
 
     Args:
-        log_weights: (B, r), log w; normalised over r.
-        log_factors: (B, n, r, V), log P_a^(s); normalised over V.
-
-    Raises:
-        ValueError: shapes that do not fit each other.
+        log_weights: (B, r), log w; normalised over r. horizon: n.
     """
 
-    def __init__(self, log_weights: Tensor, log_factors: Tensor) -> None:
-        if log_factors.dim() != 4 or log_weights.shape != (log_factors.shape[0], log_factors.shape[2]):
-            raise ValueError(
-                f"log_weights must be (B, r) and log_factors (B, n, r, V), "
-                f"got {tuple(log_weights.shape)} and {tuple(log_factors.shape)}"
-            )
-        self.log_weights = log_weights
-        self.log_factors = log_factors
-        self.batch_size, self.horizon, self.rank, self.vocab_size = log_factors.shape
-        self.device = log_factors.device
-
-    @classmethod
-    def from_logits(cls, gate: Tensor, logits: Tensor) -> Canonical:
-        """Normalise `gate` (B, r) over r and `logits` (B, n, r, V) over V, in at least float32."""
-        dtype = torch.promote_types(gate.dtype, torch.float32)
-        return cls(gate.to(dtype).log_softmax(-1), logits.to(dtype).log_softmax(-1))
-
-    def token_log_factors(self, position: int, tokens: Tensor) -> Tensor:
-        """log P_a^(s)(x_s) of every component; tokens (B,) -> (B, r)."""
-        factors = self.log_factors[:, position]
-        index = tokens[:, None, None].expand(-1, self.rank, 1)
-        return factors.gather(-1, index).squeeze(-1)
+    def __init__(self, log_weights: Tensor, horizon: int) -> None:
+        self.prior = log_weights
+        self.batch_size, self.rank = log_weights.shape
+        self.horizon, self.device = horizon, log_weights.device
 
     def start(self) -> Tensor:
         """The prior over components, log w; (B, r)."""
-        return self.log_weights
+        return self.prior
 
-    def row(self, state: Tensor, position: int) -> Tensor:
-        """log q(x_s | x_<s) = logsumexp_a(log w_a(x_<s) + log P_a^(s)(x_s)); (B, V)."""
-        if self.rank == 1:
-            return self.log_factors[:, position, 0]
-        return torch.logsumexp(state[:, :, None] + self.log_factors[:, position], dim=1)
+    def log_weights(self, state: Tensor, position: int) -> Tensor:  # noqa: ARG002
+        """The posterior, whatever the position; (B, r)."""
+        return state
 
-    def advance(self, state: Tensor, position: int, tokens: Tensor) -> Tensor:
+    def advance(self, state: Tensor, position: int, log_likelihood: Tensor) -> Tensor:  # noqa: ARG002
         """Posterior over components: w_a <- w_a P_a^(s)(x_s), renormalised; (B, r)."""
-        return (state + self.token_log_factors(position, tokens)).log_softmax(-1)
+        return (state + log_likelihood).log_softmax(-1)
 
-    def log_prob(self, tokens: Tensor) -> Tensor:
-        """log q(x_1..x_s) = logsumexp_a(log w_a + sum_s log P_a^(s)(x_s)); (B, s) -> (B,)."""
-        if not 1 <= tokens.shape[1] <= self.horizon:
-            raise ValueError(f"expected 1 to {self.horizon} tokens a row, got {tokens.shape[1]}")
-        terms = [self.token_log_factors(s, tokens[:, s]) for s in range(tokens.shape[1])]
-        return torch.logsumexp(self.log_weights + torch.stack(terms).sum(0), dim=-1)
+    def best_path(self, scores: Tensor) -> Tensor:
+        """argmax_a log w_a + sum_s scores[s, a], for all positions; (B, n, r) -> (B, n)."""
+        best = (self.prior + scores.sum(1)).argmax(-1)
+        return best[:, None].expand(-1, self.horizon)
 
-    def after(self, tokens: Tensor) -> Canonical:
-        """The joint of positions 2..n given x_1 = `tokens` (B,); a row with token -1 tells nothing.
+    def routed(self, count: int) -> tuple[Canonical, Tensor]:
+        """The `count` components of largest prior."""
+        kept = top(self.prior, count)
+        prior = self.prior.gather(-1, kept).log_softmax(-1)
+        return Canonical(prior, self.horizon), kept[:, None].expand(-1, self.horizon, -1)
 
-        The paper's use of the token already sampled: it enters through the posterior over components.
-        """
-        known = self.advance(self.log_weights, 0, tokens.clamp(min=0))
-        weights = torch.where((tokens >= 0)[:, None], known, self.log_weights)
-        return Canonical(weights, self.log_factors[:, 1:])
+
+class CanonicalGate(LinearGate):
+    """The paper's gate: w = softmax(W u + b)."""
+
+    def forward(self, features: Tensor, noise: float = 0.0) -> Canonical:
+        """features (B, d)."""
+        return Canonical(self.prior(features, noise), self.positions)
+
+
+register(Member(name="cp", gate=CanonicalGate))

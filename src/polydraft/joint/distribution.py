@@ -1,6 +1,6 @@
 """What every joint distribution over the next n tokens can be asked.
 
-A member implements four queries (`start`, `row`, `advance`, `log_prob`); conditional rows, ancestral
+A member implements three queries (`start`, `row`, `advance`); probabilities, conditional rows, ancestral
 sampling and the greedy chain follow from them here, by the chain rule
 `q(x_1..x_n) = prod_s q(x_s | x_<s)`.
 """
@@ -54,14 +54,34 @@ class JointDistribution(ABC):
 
     @abstractmethod
     def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
-        """The state after `tokens` (B,) at 0-based `position`."""
+        """The state after `tokens` (B,) at 0-based `position`; a token of -1 tells nothing."""
 
-    @abstractmethod
+    def token_log_prob(self, state: Any, position: int, tokens: Tensor) -> Tensor:
+        """log q(x_s | x_<s) of `tokens` (B,) alone; (B,)."""
+        return self.row(state, position).gather(-1, tokens[:, None]).squeeze(-1)
+
     def log_prob(self, tokens: Tensor) -> Tensor:
-        """log q(x_1..x_s) of the first s <= n tokens, later ones summed out; (B, s) -> (B,)."""
+        """log q(x_1..x_s) = sum_j log q(x_j | x_<j) of the first s <= n tokens; (B, s) -> (B,).
+
+        Raises:
+            ValueError: no tokens, or more than n.
+        """
+        length = tokens.shape[1]
+        if not 1 <= length <= self.horizon:
+            raise ValueError(f"expected 1 to {self.horizon} tokens a row, got {length}")
+        state = self.start()
+        total = self.token_log_prob(state, 0, tokens[:, 0])
+        for position in range(1, length):
+            state = self.advance(state, position - 1, tokens[:, position - 1])
+            total = total + self.token_log_prob(state, position, tokens[:, position])
+        return total
 
     def conditional(self, prefix: Tensor) -> Tensor:
-        """Exact log row of the token after `prefix`; (B, s), s < n -> (B, V)."""
+        """Exact log row of the token after `prefix`; (B, s), s < n -> (B, V).
+
+        Raises:
+            ValueError: the prefix has n tokens or more.
+        """
         if prefix.shape[1] >= self.horizon:
             raise ValueError(
                 f"prefix has {prefix.shape[1]} tokens; the horizon {self.horizon} leaves none to predict"
@@ -84,6 +104,10 @@ class JointDistribution(ABC):
     def argmax(self, *, warp: Warp | None = None) -> Chain:
         """The greedy chain: x_s = argmax q(x_s | x_<s), rows processed by `warp` first."""
         return self._chain(generator=None, warp=warp, greedy=True)
+
+    def after(self, tokens: Tensor) -> JointDistribution:
+        """The joint of positions 2..n given x_1 = `tokens` (B,); a row with token -1 tells nothing."""
+        return Later(self, tokens)
 
     def _chain(self, *, generator: torch.Generator | None, warp: Warp | None, greedy: bool) -> Chain:
         state = self.start()
@@ -108,3 +132,31 @@ class JointDistribution(ABC):
             return Chain(tokens, None)
         empty = torch.empty(self.batch_size, 0, self.vocab_size, device=self.device)
         return Chain(tokens, torch.stack(rows, dim=1) if rows else empty)
+
+
+class Later(JointDistribution):
+    """What a joint says of its positions 2..n once x_1 is known.
+
+    The paper's use of the token already sampled: it enters through the posterior over components.
+    """
+
+    def __init__(self, joint: JointDistribution, first: Tensor) -> None:
+        self.horizon, self.vocab_size = joint.horizon - 1, joint.vocab_size
+        self.batch_size, self.device = joint.batch_size, joint.device
+        self._joint, self._first = joint, first
+
+    def start(self) -> Any:
+        """The state of the whole joint after its first token."""
+        return self._joint.advance(self._joint.start(), 0, self._first)
+
+    def row(self, state: Any, position: int) -> Tensor:
+        """As the whole joint, one position later; (B, V)."""
+        return self._joint.row(state, position + 1)
+
+    def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
+        """As the whole joint, one position later."""
+        return self._joint.advance(state, position + 1, tokens)
+
+    def token_log_prob(self, state: Any, position: int, tokens: Tensor) -> Tensor:
+        """As the whole joint, one position later; (B,)."""
+        return self._joint.token_log_prob(state, position + 1, tokens)

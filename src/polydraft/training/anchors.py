@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
 from polydraft.training.losses import Anchors
+from polydraft.training.teacher import Teacher
 
 
 def anchor_mask(input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -18,39 +19,58 @@ def anchor_mask(input_ids: Tensor, labels: Tensor) -> Tensor:
     return mask
 
 
+def thinned(mask: Tensor, most: int) -> tuple[Tensor, float]:
+    """B times `most` of the positions in `mask` (B, T), and how many each stands for.
+
+    All have the same chance, whatever row they lie in, so that a sum over those kept, times the share,
+    is that over all on average. `most` of 0 keeps all.
+    """
+    whole, count = int(mask.sum()), most * len(mask)
+    if not most or whole <= count:
+        return mask, 1.0
+    order = torch.where(mask, torch.rand(mask.shape, device=mask.device), -1.0).flatten()
+    kept = torch.zeros_like(order, dtype=torch.bool)
+    kept[order.topk(count).indices] = True
+    return kept.view_as(mask), whole / count
+
+
 @torch.no_grad()
 def trunk_states(
     head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor], *, teacher: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Hidden states (B, T, d) and, for distillation, log rows over the draft vocabulary (B T, V').
+) -> tuple[Tensor, Teacher | None]:
+    """Hidden states (B, T, d) and, for distillation, the rows of all B T positions.
 
     From the batch's cache where it has one, else by a forward of the base model; the peak is then its
     logits (B, T, V), once, in its own dtype.
     """
     if "hidden" in batch:
         hidden = batch["hidden"]
-        if not teacher:
-            return hidden, None
-        scores = (hidden.to(head.rows.dtype) @ head.rows.T).flatten(0, 1).float()
-        return hidden, scores - batch["log_normaliser"].flatten()[:, None]
+        rows = Teacher(batch["log_normaliser"].flatten(), hidden=hidden.flatten(0, 1), rows=head.rows)
+        return hidden, rows if teacher else None
     with HiddenTap(model) as tap:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
         hidden = tap.hidden
     if not teacher:
         return hidden, None
-    rows = [(p.float() - p.float().logsumexp(-1, keepdim=True))[:, head.draft_ids] for p in logits.split(256)]
-    return hidden, torch.cat(rows)
+    normaliser = torch.cat([part.float().logsumexp(-1) for part in logits.split(256)])
+    return hidden, Teacher(normaliser, logits=logits, draft_ids=head.draft_ids)
 
 
 def build_anchors(
-    head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor], *, teacher: bool
+    head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor], *, teacher: bool, most: int = 0
 ) -> Anchors:
-    """Anchors of a right-padded batch as `data.collate` makes it; `teacher` adds the base model's rows."""
+    """Anchors of a right-padded batch as `data.collate` makes it.
+
+    Args:
+        teacher: add the base model's rows. most: anchors per row of the batch, drawn at random (`thinned`);
+            0 is all.
+    """
     input_ids, labels = batch["input_ids"], batch["labels"]
-    hidden, log_probs = trunk_states(head, model, batch, teacher=teacher)
+    hidden, rows = trunk_states(head, model, batch, teacher=teacher)
     width = input_ids.shape[1]
-    row, t = anchor_mask(input_ids, labels).nonzero(as_tuple=True)
+    mask, share = thinned(anchor_mask(input_ids, labels), most)
+    row, t = mask.nonzero(as_tuple=True)
     first = 1 if head.config.features == "hidden" else 2
     offsets = torch.arange(first, 2 + head.config.horizon, device=input_ids.device)
     position = t[:, None] + offsets
@@ -66,6 +86,7 @@ def build_anchors(
         next_tokens=input_ids[row, t + 1],
         targets=targets,
         valid=valid,
-        teacher=row[:, None] * width + position - 1 if teacher else None,
-        teacher_log_probs=log_probs,
+        teacher=rows,
+        teacher_index=row[:, None] * width + position - 1 if teacher else None,
+        share=share,
     )

@@ -2,22 +2,95 @@
 
 The same figures as `losses.position_reference`, which states them plainly. Since U' is frozen, all
 that the backward pass needs is the gradient with respect to z, (C, r, d); computing it at once means
-that logits are made once, never stored, and never made again.
+that logits are made once, never stored, and never made again. They are made a few anchors at a time, in
+the same memory over and over: fresh pages would cost more time than the arithmetic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOOR = 1e-30
-"""Below this a probability counts as this; only gradients of impossible tokens see it."""
+"""Below this a probability counts as this; only the figures of impossible tokens see it."""
+
+MOST_LOGITS = 2**22
+"""Made at a time; 16 MiB in float32."""
+
+TeacherRows = Callable[[Tensor], Tensor]
+"""Indices of anchors (B,) -> the base model's p of theirs (B, V')."""
+
+
+class FusedRows:
+    """The frozen rows U', and memory for the logits of a few anchors.
+
+    Args:
+        rows: U' (V', d). rank: r. most: anchors that are ever asked for at once.
+    """
+
+    def __init__(self, rows: Tensor, *, rank: int, most: int) -> None:
+        self.rows = rows
+        self.size = min(max(MOST_LOGITS // (rank * len(rows)), 1), most)
+        shape = (self.size * rank, len(rows))
+        self._low = rows.new_empty(shape)
+        self._wide, self._factors = (rows.new_empty(shape, dtype=torch.float32) for _ in range(2))
+
+    def position(
+        self, mapped: Tensor, log_weights: Tensor, targets: Tensor, keep: Tensor, teacher: TeacherRows | None
+    ) -> tuple[Tensor, Tensor]:
+        """`losses.position_reference` of C anchors, their logits given by z, (C, r, d).
+
+        Anchors that do not count cost nothing; their log P_a(x) is zero.
+        """
+        kept = keep.nonzero().squeeze(-1)
+        token, kl = FusedPosition.apply(self, mapped[kept], log_weights[kept], targets[kept], kept, teacher)
+        return log_weights.new_zeros(log_weights.shape).index_put((kept,), token), kl
+
+    def block(
+        self,
+        mapped: Tensor,
+        log_weights: Tensor,
+        targets: Tensor,
+        teacher: Tensor | None,
+        *,
+        gradients: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The formulas of `FusedPosition` for B <= `size` anchors; teacher is p (B, V').
+
+        Returns:
+            its two outputs, and if asked for d token / dz and, with a teacher, d kl / dz and d kl / d log w.
+        """
+        shape, count = mapped.shape[:2], mapped.shape[:2].numel()
+        low, wide, factors = self._low[:count], self._wide[:count], self._factors[:count]
+        torch.mm(mapped.flatten(0, 1).to(low.dtype), self.rows.T, out=low)
+        torch.softmax(wide.copy_(low), -1, out=factors)
+        wide, factors = wide.unflatten(0, shape), factors.unflatten(0, shape)
+        token = factors.gather(-1, targets[:, None, None].expand(-1, shape[1], 1)).squeeze(-1)
+        token = token.clamp_(min=FLOOR).log_()
+
+        def times_rows(values: Tensor) -> Tensor:
+            return (low.copy_(values.flatten(0, 1)) @ self.rows).float().unflatten(0, shape)
+
+        found = [self.rows[targets].float()[:, None] - times_rows(factors)] if gradients else []
+        if teacher is None:
+            return token, token.new_zeros(()), found
+        weights = log_weights.exp()
+        mixture = torch.bmm(weights[:, None], factors).squeeze(1).clamp_(min=FLOOR)
+        ratio = teacher / mixture
+        kl = -mixture.log_().mul_(teacher).sum()
+        if gradients:
+            share = torch.bmm(factors, ratio[:, :, None])
+            torch.sub(share, ratio[:, None], out=wide)
+            found.append(times_rows(factors.mul_(wide)).mul_(weights[..., None]))
+            found.append(-weights * share.squeeze(-1))
+        return token, kl, found
 
 
 class FusedPosition(torch.autograd.Function):
-    """(z, log w, U', targets, keep, p) -> (log P_a(x), summed cross-entropy of q against p).
+    """(z, log w, targets, p) -> (log P_a(x), summed cross-entropy of q against p).
 
         L_a = U' z_a,  P_a = softmax(L_a),  q = sum_a w_a P_a,  kl = -sum_v p(v) log q(v)
 
@@ -30,47 +103,33 @@ class FusedPosition(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        fused: FusedRows,
         mapped: Tensor,
         log_weights: Tensor,
-        rows: Tensor,
         targets: Tensor,
-        keep: Tensor,
-        teacher: Tensor | None,
+        which: Tensor,
+        teacher: TeacherRows | None,
     ) -> tuple[Tensor, Tensor]:
-        """Shapes as in `losses.position_reference`; rows is U' (V', d)."""
-        count, rank, width = mapped.shape
-        logits = (mapped.reshape(-1, width).to(rows.dtype) @ rows.T).float().unflatten(0, (count, rank))
-        normaliser = logits.logsumexp(-1)
-        index = targets.clamp(min=0)
-        token = logits.gather(-1, index[:, None, None].expand(-1, rank, 1)).squeeze(-1) - normaliser
-        factors = logits.sub_(normaliser[..., None]).exp_()
-        expected = (factors.flatten(0, 1).to(rows.dtype) @ rows).float().view_as(mapped)
-        token_grad = rows[index].float()[:, None] - expected
-        kl = mapped.new_zeros((), dtype=torch.float32)
-        kl_grad, state_grad = torch.zeros_like(token_grad), torch.zeros_like(token)
-        if teacher is not None:
-            weights = log_weights.exp()
-            mixture = torch.bmm(weights[:, None], factors).squeeze(1).clamp_(min=FLOOR)
-            kl = -((teacher * mixture.log()).sum(-1) * keep).sum()
-            ratio = teacher / mixture * keep[:, None]
-            share = torch.bmm(factors, ratio[:, :, None])
-            slope = factors.mul_(share - ratio[:, None]).mul_(weights[..., None])
-            kl_grad = (slope.flatten(0, 1).to(rows.dtype) @ rows).float().view_as(mapped)
-            state_grad = -weights * share.squeeze(-1)
-        ctx.save_for_backward(token_grad, kl_grad, state_grad)
-        return token, kl
+        """Shapes as in `losses.position_reference`, all rows count; `which` (C,) is what `teacher` wants."""
+        tokens, kls, gradients = [], [], []
+        for i in range(0, max(len(mapped), 1), fused.size):
+            part = slice(i, i + fused.size)
+            rows = None if teacher is None else teacher(which[part])
+            inputs = (mapped[part], log_weights[part], targets[part], rows)
+            token, kl, found = fused.block(*inputs, gradients=ctx.needs_input_grad[1])
+            tokens.append(token)
+            kls.append(kl)
+            gradients.append(found)
+        ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*gradients, strict=True)))
+        return torch.cat(tokens), torch.stack(kls).sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Scale what the forward pass has computed."""
-        by_token, by_kl = gradients
-        token_grad, kl_grad, state_grad = ctx.saved_tensors
-        return by_token[..., None] * token_grad + by_kl * kl_grad, by_kl * state_grad, None, None, None, None
-
-
-def position_fused(
-    mapped: Tensor, log_weights: Tensor, rows: Tensor, targets: Tensor, keep: Tensor, teacher: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`losses.position_reference` over the base model's frozen rows U' (V', d)."""
-    found: tuple[Tensor, Tensor] = FusedPosition.apply(mapped, log_weights, rows, targets, keep, teacher)
-    return found
+        of_token, of_kl = upstream
+        token_by_z, *kl_by = ctx.saved_tensors
+        by_z = of_token[..., None] * token_by_z
+        if not kl_by:
+            return None, by_z, None, None, None, None
+        kl_by_z, kl_by_weights = kl_by
+        return None, by_z.add_(of_kl * kl_by_z), of_kl * kl_by_weights, None, None, None

@@ -86,6 +86,7 @@ def train(
         training=training,
         held_out=held_out,
         weights=options.weights,
+        anchors_per_window=options.anchors_per_window,
         arguments=trainer_arguments(options, out, on_cpu=model.device.type == "cpu"),
     )
     trainer.remove_callback(PrinterCallback)
@@ -99,7 +100,10 @@ def train(
 def head_config(options: TrainOptions, model: PreTrainedModel) -> DraftConfig:
     """The head's configuration for this base model."""
     base = model.config.get_text_config()
-    names = ("joint", "rank", "horizon", "features", "feature_size", "map_rank", "own_unembedding")
+    names = (
+        "joint", "rank", "horizon", "features", "feature_size", "map_rank", "markov_rank", "components",
+        "own_unembedding",
+    )  # fmt: skip
     return DraftConfig(
         hidden_size=base.hidden_size,
         vocab_size=base.vocab_size,

@@ -11,19 +11,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig, DraftHead
 from polydraft.heads.fingerprint import describe_base
+from polydraft.joint.gate import last_repeated
 from polydraft.training.data import Document, frequent_tokens
 
 NOISE = 0.02
 FIXED = (
     "hidden_size",
     "vocab_size",
-    "draft_vocab_size",
     "features",
     "feature_size",
     "map_rank",
     "own_unembedding",
 )
 """What a head and the one it starts from must have in common."""
+MAPS = ("maps.inner.weight", "maps.outer", "maps.weight", "own")
+"""Parameters with one part per position and component."""
 
 
 def new_head(
@@ -38,18 +40,18 @@ def new_head(
 
     Args:
         init_from: a trained head; every component starts as a copy of one of its components plus
-            noise, and the draft vocabulary is its own.
+            noise, and where the draft vocabulary is of one size, it is the same.
 
     Raises:
         InputError: `init_from` does not fit; see `grow`.
     """
     config.base_model = describe_base(model, tokenizer)
     head = DraftHead(config)
-    if init_from is None:
+    if init_from is not None:
+        grow(head, init_from)
+    if init_from is None or init_from.config.draft_vocab_size != config.draft_vocab_size:
         ids = frequent_tokens(documents, size=config.draft_vocab_size, vocab_size=config.vocab_size)
         head.draft_ids.copy_(torch.tensor(ids))
-    else:
-        grow(head, init_from)
     return head.attach(model, tokenizer)
 
 
@@ -57,42 +59,42 @@ def new_head(
 def grow(head: DraftHead, trained: DraftHead) -> None:
     """Fill `head` from `trained`, of lower or equal rank: component a starts as component a mod r_trained.
 
-    Of a longer horizon the first positions are taken.
+    Of a longer horizon the first positions are taken; of a shorter one, further positions start as the last.
 
-    Copies get relative noise of `NOISE`, since identical components have identical gradients; the gate
-    of a copy starts as the gate it copies less the log of the copies, so that copies share its weight
-    evenly and the joint is the trained one up to the noise.
+    Copies get relative noise of `NOISE`, since identical components have identical gradients; they share
+    the weight of the component they copy evenly, so the joint is the trained one up to the noise. Members
+    may differ: transitions start at the identity and biases at zero where the trained head has none.
 
     Raises:
-        InputError: they differ in more, or the trained rank is above, or its horizon below.
+        InputError: they differ in more, or the trained rank is above.
     """
     for name in FIXED:
         if (old := getattr(trained.config, name)) != (new := getattr(head.config, name)):
             raise InputError(f"--init-from has {name} {old}, this run {new}: they must agree")
     if head.config.rank < trained.config.rank:
         raise InputError(f"--init-from has rank {trained.config.rank}, above this run's {head.config.rank}")
-    if head.config.horizon > trained.config.horizon:
-        raise InputError(
-            f"--init-from has horizon {trained.config.horizon}, below this run's {head.config.horizon}"
-        )
-    source, target = trained.state_dict(), head.state_dict()
+    if head.config.own_unembedding and head.config.draft_vocab_size != trained.config.draft_vocab_size:
+        raise InputError("--init-from has its own unembedding for another draft_vocab_size: they must agree")
     index = torch.arange(head.config.rank) % trained.config.rank
-    for name, value in target.items():
-        value.copy_(_spread(name, source[name].to(value.dtype), index, trained.config.positions, head.config))
-
-
-def _spread(name: str, value: Tensor, index: Tensor, positions: int, config: DraftConfig) -> Tensor:
-    """One parameter of the trained head, its first positions, with its component axis taken at `index`."""
-    if name == "gate.weight":
-        return value[index]
-    if name == "gate.bias":
-        return value[index] - index.bincount()[index].to(value.dtype).log()
-    if name == "maps.inner.weight":
-        value = value.unflatten(0, (positions, -1, config.map_rank))[: config.positions, index]
-        return _noisy(value, len(index)).flatten(0, 2)
-    if name in ("maps.outer", "maps.weight", "own"):
-        return _noisy(value[: config.positions, index], len(index))
-    return value
+    if head.config.draft_vocab_size == trained.config.draft_vocab_size:
+        head.draft_ids.copy_(trained.draft_ids)
+    if head.fuse is not None and trained.fuse is not None:
+        head.fuse.load_state_dict(trained.fuse.state_dict())
+    head.gate.take(trained.gate, index)
+    if head.previous is not None and trained.previous is not None:
+        if head.config.markov_rank != trained.config.markov_rank:
+            raise InputError(
+                f"--init-from has markov_rank {trained.config.markov_rank}, this run "
+                f"{head.config.markov_rank}: they must agree"
+            )
+        head.previous.take(trained.previous)
+    source, positions = trained.state_dict(), last_repeated(head.config.positions, trained.config.positions)
+    for name, value in head.state_dict().items():
+        if name in MAPS:
+            old = source[name].to(value.dtype)
+            if name == "maps.inner.weight":
+                old = old.unflatten(0, (trained.config.positions, -1, head.config.map_rank))
+            value.copy_(_noisy(old[positions[:, None], index], len(index)).view_as(value))
 
 
 def _noisy(value: Tensor, rank: int) -> Tensor:

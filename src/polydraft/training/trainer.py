@@ -69,6 +69,7 @@ class DraftTrainer(Trainer):
     Args:
         model: the base model, frozen. head: attached to it.
         training, held_out: documents. weights: terms of the loss. arguments: of the Trainer.
+        anchors_per_window: positions of a window that are learnt from at a time, drawn at random; 0 is all.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class DraftTrainer(Trainer):
         training: list[Document],
         held_out: list[Document],
         weights: LossWeights,
+        anchors_per_window: int = 0,
         arguments: TrainingArguments,
     ) -> None:
         super().__init__(
@@ -91,6 +93,7 @@ class DraftTrainer(Trainer):
         self.base = model.requires_grad_(False).eval()
         self.head = head
         self.weights = weights
+        self.anchors_per_window = anchors_per_window
         self.lengths = [len(d.input_ids) for d in training]
         self.held_out = held_out
         self.model_accepts_loss_kwargs = True
@@ -121,7 +124,9 @@ class DraftTrainer(Trainer):
         Raises:
             PolydraftError: the loss is not finite; names the step.
         """
-        anchors = build_anchors(self.head, self.base, inputs, teacher=self.weights.kl > 0)
+        anchors = build_anchors(
+            self.head, self.base, inputs, teacher=self.weights.kl > 0, most=self.anchors_per_window
+        )
         losses = head_losses(self.head, anchors, self.weights)
         if not bool(losses.total.isfinite()):
             raise PolydraftError(
@@ -148,7 +153,13 @@ class DraftTrainer(Trainer):
         """Held-out figures of `validate`, under `eval_` names."""
         began = time.perf_counter()
         self.head.train(mode=False)
-        found = validate(self.head, self.base, self.held_out, batch_size=self.args.per_device_eval_batch_size)
+        found = validate(
+            self.head,
+            self.base,
+            self.held_out,
+            batch_size=self.args.per_device_eval_batch_size,
+            anchors_per_window=self.anchors_per_window,
+        )
         self.head.train()
         figures = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(figures)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from polydraft.heads import DraftHead
 from polydraft.training.anchors import build_anchors
 from polydraft.training.data import Document, collate
-from polydraft.training.losses import CHUNK, Anchors, LossWeights, head_losses
+from polydraft.training.losses import MOST_ANCHORS, Anchors, LossWeights, head_losses
 
 
 def expected_acceptance(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tensor]:
@@ -30,11 +30,11 @@ def expected_acceptance(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tens
     Returns:
         greedy and sampled, each (P, n) float32.
     """
-    assert anchors.teacher is not None and anchors.teacher_log_probs is not None
+    assert anchors.teacher is not None and anchors.teacher_index is not None
     skip = anchors.targets.shape[1] - head.config.horizon
     greedy, sampled = [], []
-    for i in range(0, len(anchors.hidden), CHUNK):
-        part = slice(i, i + CHUNK)
+    for i in range(0, len(anchors.hidden), MOST_ANCHORS):
+        part = slice(i, i + MOST_ANCHORS)
         joint = head(anchors.hidden[part], anchors.next_tokens[part])
         targets = anchors.targets[part, skip:].clamp(min=0)
         valid = anchors.valid[part, skip:].float()
@@ -42,10 +42,11 @@ def expected_acceptance(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tens
         for s in range(head.config.horizon):
             row = joint.row(state, s)
             token = targets[:, s : s + 1]
-            log_p = anchors.teacher_log_probs[anchors.teacher[part, skip + s]].gather(-1, token)
+            log_p = anchors.teacher.log_rows(anchors.teacher_index[part, skip + s]).gather(-1, token)
             hits.append((row.argmax(-1, keepdim=True) == token).float())
             ratios.append((row.gather(-1, token) - log_p).clamp(max=0).exp())
-            state = joint.advance(state, s, token[:, 0])
+            if s + 1 < head.config.horizon:
+                state = joint.advance(state, s, token[:, 0])
         greedy.append((torch.cat(hits, -1) * valid).cumprod(-1))
         sampled.append((torch.cat(ratios, -1) * valid).cumprod(-1))
     return torch.cat(greedy), torch.cat(sampled)
@@ -53,12 +54,20 @@ def expected_acceptance(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def validate(
-    head: DraftHead, model: PreTrainedModel, documents: Sequence[Document], *, batch_size: int = 8
+    head: DraftHead,
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    *,
+    batch_size: int = 8,
+    anchors_per_window: int = 0,
 ) -> dict[str, float]:
     """Held-out figures; see `expected_acceptance` for the two acceptance lengths (1 + accepted drafts).
 
     Greedy figures come from documents written at temperature 0, sampled ones from temperature 1;
     text of unknown temperature counts for both.
+
+    Args:
+        anchors_per_window: positions of a window that are looked at, the same ones every time; 0 is all.
 
     Returns:
         nll (joint, nats per anchor), nll_s per position, greedy_acceptance_length,
@@ -74,9 +83,10 @@ def validate(
         group = [d for d in ordered if d.temperature == temperature]
         for i in range(0, len(group), batch_size):
             batch = collate([vars(d) for d in group[i : i + batch_size]])
-            anchors = build_anchors(
-                head, model, {k: v.to(head.device) for k, v in batch.items()}, teacher=True
-            )
+            batch = {k: v.to(head.device) for k, v in batch.items()}
+            with torch.random.fork_rng():
+                torch.manual_seed(i)
+                anchors = build_anchors(head, model, batch, teacher=True, most=anchors_per_window)
             if not len(anchors.hidden):
                 continue
             losses = head_losses(head, anchors, LossWeights())

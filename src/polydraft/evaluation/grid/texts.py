@@ -1,0 +1,118 @@
+"""The base model's own continuations of the prompts: written once, read by the replay of every head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from polydraft.evaluation.grid.config import Evaluation, GridConfig
+from polydraft.evaluation.grid.progress import Progress
+from polydraft.evaluation.grid.store import Store, claim
+from polydraft.evaluation.prompts import Prompt, prompts_path, read_prompts
+from polydraft.evaluation.replay import Text
+from polydraft.files import write_atomic
+from polydraft.hidden import HiddenTap
+from polydraft.training.collect import write_batch
+from polydraft.training.data import Document, collate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """A prompt's index with one text that continues it; `sampled` at temperature 1, else greedy."""
+
+    prompt: int
+    sampled: bool
+    text: Text
+
+
+def text_identity(
+    config: GridConfig, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What the continuations are determined by."""
+    evaluation = config.evaluation
+    names = ("max_new_tokens", "samples", "batch_size", "seed")
+    return {
+        "model": config.model,
+        "dtype": config.dtype,
+        "prompts": [prompt.encode(tokenizer) for prompt in prompts],
+        **{name: getattr(evaluation, name) for name in names},
+    }
+
+
+def write_texts(
+    config: GridConfig,
+    store: Store,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    progress: Progress,
+) -> None:
+    """Write every file of continuations that `store` lacks: `greedy.jsonl` and `sampled-K.jsonl`.
+
+    Raises:
+        InputError: those there were made with other settings.
+    """
+    evaluation = config.evaluation
+    prompts = read_prompts(prompts_path(evaluation.prompts))
+    identity = text_identity(config, prompts, tokenizer)
+    claim(store.texts / "recipe.json", identity, what=str(store.texts), remove=str(store.texts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    names = text_names(evaluation)
+    with progress.counting("texts", len(names)) as advance:
+        for number, name in enumerate(names):
+            path = store.texts / f"{name}.jsonl"
+            if not path.exists():
+                torch.manual_seed(evaluation.seed * 1_000_003 + number)
+                rows: list[dict[str, Any]] = []
+                for start in range(0, len(prompts), evaluation.batch_size):
+                    part = identity["prompts"][start : start + evaluation.batch_size]
+                    rows += write_batch(
+                        model,
+                        [(ids, {}) for ids in part],
+                        temperature=float(number > 0),
+                        max_new_tokens=evaluation.max_new_tokens,
+                        pad_token_id=pad,
+                    )
+                write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+            advance(name)
+
+
+def text_names(evaluation: Evaluation) -> list[str]:
+    """The files of continuations, the greedy one first."""
+    return ["greedy", *(f"sampled-{k + 1}" for k in range(evaluation.samples))]
+
+
+def read_texts(config: GridConfig, store: Store, model: PreTrainedModel) -> list[Continuation]:
+    """All continuations, with the base model's states and probabilities."""
+    found = []
+    for number, name in enumerate(text_names(config.evaluation)):
+        rows = [json.loads(line) for line in (store.texts / f"{name}.jsonl").read_text().splitlines()]
+        documents = [Document(row["input_ids"], row["prompt_length"]) for row in rows]
+        texts = with_states(model, documents)
+        found += [Continuation(prompt=i, sampled=number > 0, text=text) for i, text in enumerate(texts)]
+    return found
+
+
+@torch.inference_mode()
+def with_states(model: PreTrainedModel, documents: Sequence[Document], *, batch_size: int = 8) -> list[Text]:
+    """The part of each document that is to be learnt from as a `Text`, by a forward over the whole of it."""
+    out: dict[int, Text] = {}
+    order = sorted(range(len(documents)), key=lambda i: -len(documents[i].input_ids))
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        batch = collate([vars(documents[i]) for i in part])
+        ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+        with HiddenTap(model) as tap:
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            hidden = tap.hidden
+        for row, i in enumerate(part):
+            first, end = documents[i].learn_from, len(documents[i].input_ids)
+            tokens, before = ids[row, first:end], slice(first - 1, end - 1)
+            log_probs = logits[row, before].float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+            out[i] = Text(tokens=tokens, hidden=hidden[row, before].clone(), log_probs=log_probs)
+    return [out[i] for i in range(len(documents))]

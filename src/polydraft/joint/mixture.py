@@ -1,0 +1,117 @@
+"""The joint of every member: at each position a mixture, whose weights a hidden process decides.
+
+log q(x_s | x_<s) = logsumexp_a(log P(z_s = a | x_<s) + log P_a^(s)(x_s | x_{s-1}))
+P_a^(s)(. | x_{s-1}) = softmax(logits[s, a] + bias(s, x_{s-1}))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from polydraft.joint.distribution import Chain, JointDistribution, Warp
+from polydraft.joint.latent import Latent
+
+Bias = Callable[[int, Tensor], Tensor]
+"""(0-based position s >= 1, tokens x_{s-1} (B,), -1 unknown) -> (B, V) or (B, r, V), added to the logits."""
+
+
+class State(NamedTuple):
+    """What the tokens so far say: of the process, and the log factors (B, r, V) of the next position."""
+
+    latent: Any
+    log_factors: Tensor
+
+
+class LatentMixture(JointDistribution):
+    """A hidden process over components, and what each component says at each position.
+
+    Args:
+        latent: the process, over n positions and r components.
+        logits: (B, n, r, V), of the components; normalised over V here, in at least float32.
+        bias: from the token before; None for components that do not see it.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+
+    def __init__(self, latent: Latent, logits: Tensor, bias: Bias | None = None) -> None:
+        expected = (latent.batch_size, latent.horizon, latent.rank)
+        if logits.dim() != 4 or logits.shape[:3] != expected:
+            raise ValueError(
+                f"logits must be (B, n, r, V) with {expected} as the process has them, got {tuple(logits.shape)}"
+            )
+        self.latent = latent
+        self.logits = logits
+        self.bias = bias
+        self.batch_size, self.horizon, self.rank, self.vocab_size = logits.shape
+        self.device = logits.device
+
+    @property
+    def log_factors(self) -> Tensor:
+        """log P_a^(s), leaving the bias out; (B, n, r, V)."""
+        return torch.stack([self._log_factors(s, None) for s in range(self.horizon)], dim=1)
+
+    def _log_factors(self, position: int, before: Tensor | None) -> Tensor:
+        """log P_a^(s)(. | before) of one position; (B, r, V)."""
+        logits = self.logits[:, position]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if before is not None and self.bias is not None:
+            bias = self.bias(position, before)
+            logits = logits + (bias[:, None] if bias.dim() == 2 else bias)
+        return logits.log_softmax(-1)
+
+    def start(self) -> State:
+        """The process before any token, and the first position's factors."""
+        return State(self.latent.start(), self._log_factors(0, None))
+
+    def row(self, state: State, position: int) -> Tensor:
+        """The mixture row of the module's docstring; (B, V)."""
+        if self.rank == 1:
+            return state.log_factors[:, 0]
+        weights = self.latent.log_weights(state.latent, position)
+        return torch.logsumexp(weights[:, :, None] + state.log_factors, dim=1)
+
+    def token_log_prob(self, state: State, position: int, tokens: Tensor) -> Tensor:
+        """The same of `tokens` (B,) alone; (B,)."""
+        weights = self.latent.log_weights(state.latent, position)
+        return torch.logsumexp(weights + _of_tokens(state.log_factors, tokens), dim=-1)
+
+    def advance(self, state: State, position: int, tokens: Tensor) -> State:
+        """Tell the process what each component gave to `tokens` (B,)."""
+        known = (tokens >= 0)[:, None]
+        likelihood = torch.where(known, _of_tokens(state.log_factors, tokens.clamp(min=0)), 0.0)
+        latent = self.latent.advance(state.latent, position, likelihood)
+        later = position + 1 < self.horizon
+        return State(latent, self._log_factors(position + 1, tokens) if later else state.log_factors[:, :0])
+
+    def best_components(self, *, warp: Warp | None = None) -> Chain:
+        """Max-product: the likeliest components and tokens jointly, argmax over (z, x), and those tokens.
+
+        With `warp`, the components are chosen without it, and each token is the argmax of its
+        component's processed row.
+
+        Raises:
+            ValueError: a bias ties each row to the token before.
+        """
+        if self.bias is not None:
+            raise ValueError("rows that depend on the token before have no best chain of components")
+        factors = self.log_factors
+        path = self.latent.best_path(factors.amax(-1))
+        rows = factors.gather(2, path[:, :, None, None].expand(-1, -1, 1, self.vocab_size)).squeeze(2)
+        tokens = torch.empty(self.batch_size, 0, dtype=torch.long, device=self.device)
+        for position in range(self.horizon):
+            row = rows[:, position] if warp is None else warp(tokens, rows[:, position])
+            if not bool(row.isfinite().any(-1).all()):
+                break
+            tokens = torch.cat([tokens, row.argmax(-1, keepdim=True)], dim=-1)
+        return Chain(tokens, None)
+
+
+def _of_tokens(log_factors: Tensor, tokens: Tensor) -> Tensor:
+    """What every component gives to its token; (B, r, V), (B,) -> (B, r)."""
+    index = tokens[:, None, None].expand(-1, log_factors.shape[1], 1)
+    return log_factors.gather(-1, index).squeeze(-1)

@@ -1,0 +1,28 @@
+"""How a drafted generation drafts and verifies: the choices, by name."""
+
+from __future__ import annotations
+
+from polydraft.errors import InputError
+
+VERIFICATIONS = ("token", "block")
+DRAFTINGS = ("chain", "components")
+VERIFICATION = "token"
+"""The verification unless another is asked for."""
+DRAFTING = "chain"
+"""The greedy drafting unless another is asked for."""
+
+
+def check_modes(*, verification: str, drafting: str, do_sample: bool = False) -> None:
+    """Refuse what is no choice, or none for sampling.
+
+    Raises:
+        InputError: names the choice and those there are.
+    """
+    for name, value, choices in (
+        ("verification", verification, VERIFICATIONS),
+        ("drafting", drafting, DRAFTINGS),
+    ):
+        if value not in choices:
+            raise InputError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+    if do_sample and drafting == "components":
+        raise InputError("drafting components is for greedy decoding alone: sample with drafting chain")
