@@ -87,7 +87,7 @@ class TestIdentityTransitions:
             latent = Canonical(normal, HORIZON) if cp else process(normal, moves.log_softmax(-1))
             joint = LatentMixture(latent, own)
             total = joint.log_prob(tokens).sum() + joint.conditional(tokens[:, :-1]).square().sum()
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             assert cp or bool(moves.grad is not None and moves.grad.isfinite().all())
             found.append((total.detach(), weights.grad, own.grad))
         for cp_value, value in zip(*found, strict=True):

@@ -28,7 +28,7 @@ def test_a_name_is_taken_once() -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="joint must be one of .*cp, .*got 'tt'"):
+    with pytest.raises(ValueError, match=r"joint must be one of .*cp, .*got 'tt'"):
         member("tt")
 
 

@@ -1,4 +1,4 @@
-"""The hidden process of every member, by itself: its formula, its marginals, and routing to fewer components."""
+"""The hidden process of every member, by itself: its formula, its marginals, routing to few components."""
 
 from __future__ import annotations
 
@@ -190,15 +190,15 @@ class TestRoutedByHand:
 class TestBadShapes:
     @pytest.mark.parametrize("shape", [(1, 2, 3, 3), (2, 2, 2, 3), (2, 2, 3, 2), (2, 2, 3)])
     def test_of_transitions(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ValueError, match="transitions .B, n - 1, r, r."):
+        with pytest.raises(ValueError, match=r"transitions \(B, n - 1, r, r\)"):
             HiddenMarkov(torch.zeros(2, 3), torch.zeros(shape))
 
     @pytest.mark.parametrize("shape", [(1, 2, 3, 3), (2, 2, 2, 3), (2, 2, 3, 2), (2, 3, 3, 3), (2, 2, 3)])
     def test_of_edges(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ValueError, match="edges .B, 2n - 2, r, r."):
+        with pytest.raises(ValueError, match=r"edges \(B, 2n - 2, r, r\)"):
             BinaryTree(torch.zeros(2, 3), torch.zeros(shape))
 
     @pytest.mark.parametrize("shape", [(1, 4, 3, 5), (2, 3, 3, 5), (2, 4, 2, 5), (2, 4, 3)])
     def test_of_logits(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ValueError, match="logits must be .B, n, r, V."):
+        with pytest.raises(ValueError, match=r"logits must be \(B, n, r, V\)"):
             LatentMixture(Canonical(torch.zeros(2, RANK), 4), torch.zeros(shape))

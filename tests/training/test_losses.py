@@ -59,7 +59,7 @@ def test_likelihood_is_that_of_the_joint(form: dict[str, Any]) -> None:
 
 @forms
 def test_drafting_and_training_see_one_joint(form: dict[str, Any]) -> None:
-    """What the head drafts from is the joint that the losses are held against, and it knows the row's token."""
+    """What the head drafts from is the joint that the losses are held against."""
     head = make_head(**form)
     anchors = make_anchors(head, outside=0.3)
     skip = head.config.positions - head.config.horizon

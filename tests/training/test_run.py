@@ -16,10 +16,9 @@ import torch
 from transformers import TrainerCallback
 
 from polydraft.errors import InputError, PolydraftError
-from polydraft.heads import DraftConfig, DraftHead
-from polydraft.training.data import Document, data_hash, read_documents
+from polydraft.heads import DraftHead
+from polydraft.training.data import data_hash, read_documents
 from polydraft.training.run import last_complete_checkpoint
-from polydraft.training.start import FIXED, NOISE, new_head
 from polydraft.versions import versions
 from tests.tiny import tiny_head, tiny_model, tiny_tokenizer
 from tests.training.runs import DEFAULTS, StopAt, Stopped, run, same_weights, weights, write_corpus
@@ -307,89 +306,15 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(data: Path, tmp_path: Pat
 # -- growing --------------------------------------------------------------------------------------
 
 
-class TestGrow:
-    documents = (Document([1, 2, 3]),)
-
-    def config(self, trained: DraftHead, **changes: Any) -> DraftConfig:
-        fields = {name: getattr(trained.config, name) for name in (*FIXED, "horizon")} | {"rank": 3}
-        fields |= changes
-        return DraftConfig(**fields)
-
-    def grown(self, trained: DraftHead, **changes: Any) -> DraftHead:
-        model, tokenizer = tiny_model(), tiny_tokenizer()
-        return new_head(
-            self.config(trained, **changes), model, tokenizer, self.documents, init_from=trained
-        ).eval()
-
-    @pytest.mark.parametrize("old_rank", [1, 2])
-    @pytest.mark.parametrize(
-        "form", [{}, {"features": "hidden"}, {"map_rank": 0}, {"own_unembedding": True}], ids=str
-    )
-    @torch.no_grad()
-    def test_it_starts_as_the_trained_joint(self, form: dict[str, Any], old_rank: int) -> None:
-        trained = tiny_head(tiny_model(), rank=old_rank, draft_vocab_size=20, **form)
-        head = self.grown(trained)
-        assert torch.equal(head.draft_ids, trained.draft_ids)
-        hidden, tokens = torch.randn(16, 32), torch.randint(64, (16,))
-        chains = torch.randint(20, (16, 3))
-        old, new = (h(hidden, tokens) for h in (trained, head))
-        assert (old.log_prob(chains) - new.log_prob(chains)).abs().max() < 30 * NOISE
-        assert (old.log_prob(chains) - new.log_prob(chains)).abs().max() > 0
-        assert torch.allclose(new.start().latent.exp().sum(-1), torch.ones(16), atol=1e-5)
-
-    def test_copies_differ_and_share_the_weight(self) -> None:
-        trained = tiny_head(tiny_model(), rank=2)
-        head = self.grown(trained)
-        hidden = torch.randn(4, 32)
-        joints = [h(hidden, torch.arange(4)) for h in (trained, head)]
-        old, new = (joint.latent.prior.exp() for joint in joints)
-        assert torch.allclose(new[:, 0], new[:, 2])
-        assert torch.allclose(new[:, 0] + new[:, 2], old[:, 0], atol=1e-5)
-        assert torch.allclose(new[:, 1], old[:, 1], atol=1e-5)
-        factors = joints[1].log_factors
-        assert (factors[:, :, 0] - factors[:, :, 2]).abs().max() > 0.001
-
-    def test_noise_is_small_and_in_proportion(self) -> None:
-        trained = tiny_head(tiny_model(), rank=1)
-        head = self.grown(trained)
-        for a in range(3):
-            change = head.maps.outer[:, a] - trained.maps.outer[:, 0]
-            assert 0.5 * NOISE < change.std() / trained.maps.outer.std() < 2 * NOISE
-
-    @pytest.mark.parametrize("features", ["fused", "hidden"])
-    def test_a_shorter_horizon_takes_the_first_positions(self, features: str) -> None:
-        trained = tiny_head(tiny_model(), rank=2, features=features)
-        head = self.grown(trained, rank=2, horizon=2, features=features)
-        positions = head.config.positions
-        inner = trained.maps.inner.weight.unflatten(0, (trained.config.positions, -1))[:positions].flatten(
-            0, 1
-        )
-        spread = 2 * NOISE * max(trained.maps.outer.std(), inner.std())
-        assert (head.maps.outer - trained.maps.outer[:positions]).std() < spread
-        assert (head.maps.inner.weight - inner).std() < spread
-
-    @pytest.mark.parametrize(
-        ("changes", "fragment"),
-        [
-            ({"features": "hidden"}, "--init-from has features fused, this run hidden"),
-            ({"map_rank": 2}, "--init-from has map_rank 4, this run 2"),
-            ({"rank": 1}, "--init-from has rank 2, above this run's 1"),
-        ],
-    )
-    def test_refuses_another_form(self, changes: dict[str, Any], fragment: str) -> None:
-        trained = tiny_head(tiny_model(), rank=2, draft_vocab_size=20)
-        with pytest.raises(InputError, match=fragment):
-            self.grown(trained, **changes)
-
-    def test_a_run_grows_a_head(self, data: Path, tmp_path: Path) -> None:
-        tokenizer = tiny_tokenizer()
-        model = tiny_model(vocab_size=len(tokenizer))
-        trained = run(data, tmp_path / "one", rank=1, model=model, loss="joint", steps=20, learning_rate=2e-2)
-        run(data, tmp_path / "three", rank=3, model=model, init_from=trained, loss="joint", steps=4)
-        one, three = (held_out(tmp_path / name) for name in ("one", "three"))
-        assert three[-1]["eval_nll"] < min(one[0]["eval_nll"], one[-1]["eval_nll"] + 0.2)
-        shutil.rmtree(tmp_path / "three")
-        with pytest.raises(InputError, match="above this run's 1"):
-            run(data, tmp_path / "less", rank=1, model=model, init_from=tiny_head(model, horizon=2, rank=2,
-                feature_size=16, map_rank=4, draft_vocab_size=DEFAULTS["draft_vocab_size"]))  # fmt: skip
-        assert not (tmp_path / "less").exists()
+def test_a_run_grows_a_head(data: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer))
+    trained = run(data, tmp_path / "one", rank=1, model=model, loss="joint", steps=20, learning_rate=2e-2)
+    run(data, tmp_path / "three", rank=3, model=model, init_from=trained, loss="joint", steps=4)
+    one, three = (held_out(tmp_path / name) for name in ("one", "three"))
+    assert three[-1]["eval_nll"] < min(one[0]["eval_nll"], one[-1]["eval_nll"] + 0.2)
+    shutil.rmtree(tmp_path / "three")
+    with pytest.raises(InputError, match="above this run's 1"):
+        run(data, tmp_path / "less", rank=1, model=model, init_from=tiny_head(model, horizon=2, rank=2,
+            feature_size=16, map_rank=4, draft_vocab_size=DEFAULTS["draft_vocab_size"]))  # fmt: skip
+    assert not (tmp_path / "less").exists()

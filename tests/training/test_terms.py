@@ -144,8 +144,8 @@ class TestThinning:
             assert_close(gradient, expected[name])
 
     def test_of_a_batch(self) -> None:
-        head = tiny_head(tiny_model(), horizon=3)
-        model = head._base[0]
+        model = tiny_model()
+        head = tiny_head(model, horizon=3)
         batch = collate([vars(Document(list(range(n)))) for n in (12, 4)])
         whole = build_anchors(head, model, batch, teacher=True)
         thin = build_anchors(head, model, batch, teacher=True, most=3)

@@ -44,6 +44,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Prompt i uses seed + i, in both runs.")] = 0,
     verification: options.Verification = VERIFICATION,
     drafting: options.Drafting = DRAFTING,
+    components: options.Components = None,
     dtype: options.DtypeName = "auto",
     threads: options.Threads = None,
     json_path: Annotated[
@@ -83,7 +84,9 @@ def bench(
         verification=verification,
         drafting=drafting,
     )
-    session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)
+    session = options.open_session(
+        model=model, head=head, dtype=dtype, threads=threads, console=console, components=components
+    )
     console.print(session.threads)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

@@ -50,6 +50,7 @@ def generate(
     ] = None,
     verification: options.Verification = VERIFICATION,
     drafting: options.Drafting = DRAFTING,
+    components: options.Components = None,
     dtype: options.DtypeName = "auto",
     threads: options.Threads = None,
     stats: Annotated[
@@ -92,7 +93,9 @@ def generate(
         drafting=drafting,
     )
     console = options.error_console()
-    session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)
+    session = options.open_session(
+        model=model, head=head, dtype=dtype, threads=threads, console=console, components=components
+    )
     base, tokenizer = session.model, session.tokenizer
     request = Prompt(content={"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text})
     ids = request.encode(tokenizer)

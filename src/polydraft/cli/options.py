@@ -40,6 +40,14 @@ Drafting = Annotated[
         "likeliest components together.",
     ),
 ]
+Components = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        help="Evaluate the K likeliest components alone when drafting, 0 for all; else as trained.",
+        show_default=False,
+    ),
+]
 DtypeName = Annotated[
     str,
     typer.Option("--dtype", metavar="NAME", help="auto (bfloat16), float32, bfloat16 or float16."),
@@ -88,14 +96,22 @@ def open_model(
     return base, tokenizer, note
 
 
-def open_session(*, model: str, head: str, dtype: str, threads: int | None, console: Console) -> Session:
+def open_session(
+    *,
+    model: str,
+    head: str,
+    dtype: str,
+    threads: int | None,
+    console: Console,
+    components: int | None = None,
+) -> Session:
     """Load `model` and `head`, showing the stages on `console`; arguments as the user gave them."""
     with console.status("starting"):
         from polydraft import loading
 
         loading.head_source(head)
     base, tokenizer, note = open_model(model=model, dtype=dtype, threads=threads, console=console)
-    attached = loading.load_head(head, model=base, tokenizer=tokenizer)
+    attached = loading.load_head(head, model=base, tokenizer=tokenizer, components=components)
     return Session(base, tokenizer, attached, base.dtype, note)
 
 

@@ -49,12 +49,13 @@ class LowRankMaps(nn.Module):
 
     def selected(self, features: Tensor, kept: Tensor) -> Tensor:
         """z of the components `kept` (B, positions, c) alone; u (B, d) -> (B, positions, c, d)."""
-        position = torch.arange(self.shape[0], device=kept.device)[:, None]
-        inner = self.inner.weight.unflatten(0, self.shape)[position, kept]
-        projected = torch.einsum("bsckd,bd->bsck", inner, features)
-        return features[:, None, None, :] + torch.einsum(
-            "bsck,bsckd->bscd", projected, self.outer[position, kept]
-        )
+        positions, rank, map_rank = self.shape
+        index = (kept + rank * torch.arange(positions, device=kept.device)[:, None]).flatten()
+        inner = self.inner.weight.unflatten(0, (-1, map_rank)).index_select(0, index)
+        projected = torch.bmm(inner.view(len(features), -1, inner.shape[-1]), features[:, :, None])
+        outer = self.outer.flatten(0, 1).index_select(0, index)
+        out = torch.bmm(projected.view(len(index), 1, map_rank), outer)
+        return features[:, None, None, :] + out.view(*kept.shape, -1)
 
 
 class FullMaps(nn.Module):

@@ -37,11 +37,14 @@ class PreviousToken(nn.Module):
 
     def contexts(self, features: Tensor) -> Tensor:
         """C_s u of all positions; (B, d) -> (B, n, k)."""
-        return self.context(features).unflatten(-1, self.shape)
+        out: Tensor = self.context(features).unflatten(-1, self.shape)
+        return out
 
     def inner(self, context: Tensor, embedding: Tensor) -> Tensor:
         """The k numbers before D; context (B, k), embedding (B, d) of the token before -> (B, k)."""
-        return silu(self.embedded(rms_norm(embedding, embedding.shape[-1:])) + context)
+        seen: Tensor = self.embedded(rms_norm(embedding, embedding.shape[-1:]))
+        out: Tensor = silu(seen + context)
+        return out
 
     def forward(self, context: Tensor, embedding: Tensor) -> Tensor:
         """The shift of z; context (B, k), embedding (B, d) -> (B, d)."""

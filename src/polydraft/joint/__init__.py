@@ -3,15 +3,15 @@
 Every member is a hidden process over components (`Latent`) under one `LatentMixture`; see `registry`.
 """
 
+from polydraft.joint import markov as markov
+from polydraft.joint.binary_tree import BinaryTree
 from polydraft.joint.canonical import Canonical
 from polydraft.joint.distribution import Chain, JointDistribution, Warp
-from polydraft.joint.independent import Independent
-from polydraft.joint.hidden_markov import HiddenMarkov
-from polydraft.joint.binary_tree import BinaryTree
 from polydraft.joint.gate import Gate
+from polydraft.joint.hidden_markov import HiddenMarkov
+from polydraft.joint.independent import Independent
 from polydraft.joint.latent import Latent
 from polydraft.joint.mixture import LatentMixture
-from polydraft.joint import markov as markov
 from polydraft.joint.registry import MEMBERS, Member, member, register
 
 __all__ = [

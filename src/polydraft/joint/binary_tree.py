@@ -74,7 +74,8 @@ class BinaryTree(Latent):
         fits = edges.dim() == 4 and (edges.shape[0], *edges.shape[2:]) == (batch, rank, rank)
         if not fits or edges.shape[1] % 2:
             raise ValueError(
-                f"root must be (B, r) and edges (B, 2n - 2, r, r), got {tuple(root.shape)} and {tuple(edges.shape)}"
+                f"root must be (B, r) and edges (B, 2n - 2, r, r), "
+                f"got {tuple(root.shape)} and {tuple(edges.shape)}"
             )
         self.root, self.edges = root, edges
         self.batch_size, self.rank = batch, rank
@@ -137,7 +138,7 @@ class BinaryTree(Latent):
         return routed, torch.stack([kept[i] for i in leaves(self.horizon)], dim=1)
 
     def _towards(self, node: int, position: int) -> int:
-        """The child of `node` whose branch holds `position`."""
+        """The child of `node` whose branch holds `position`: preorder puts a right branch last."""
         right = self.nodes[node].right
         return right if leaves(self.horizon)[position] >= right else self.nodes[node].left
 
@@ -159,7 +160,7 @@ class BinaryTreeGate(LinearGate):
         return BinaryTree(self.prior(features, noise), self.edges(features))
 
     def take(self, trained: Gate, index: Tensor) -> None:
-        """As `LinearGate.take`; unless it is such a tree over as many positions, edges stay near the identity."""
+        """As `LinearGate.take`; edges stay near the identity, but for such a tree over as many positions."""
         super().take(trained, index)
         if isinstance(trained, BinaryTreeGate) and trained.positions == self.positions:
             self.edges.take(trained.edges, index)

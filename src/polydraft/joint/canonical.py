@@ -31,11 +31,11 @@ class Canonical(Latent):
         """The prior over components, log w; (B, r)."""
         return self.prior
 
-    def log_weights(self, state: Tensor, position: int) -> Tensor:  # noqa: ARG002
+    def log_weights(self, state: Tensor, position: int) -> Tensor:
         """The posterior, whatever the position; (B, r)."""
         return state
 
-    def advance(self, state: Tensor, position: int, log_likelihood: Tensor) -> Tensor:  # noqa: ARG002
+    def advance(self, state: Tensor, position: int, log_likelihood: Tensor) -> Tensor:
         """Posterior over components: w_a <- w_a P_a^(s)(x_s), renormalised; (B, r)."""
         return (state + log_likelihood).log_softmax(-1)
 

@@ -107,15 +107,16 @@ class Transitions(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, count, r, r), log T."""
         out = nn.functional.linear(features, self.weight).unflatten(-1, self.shape) + self.bias
-        return out.to(torch.promote_types(out.dtype, torch.float32)).log_softmax(-1)
+        log_rows: Tensor = out.to(torch.promote_types(out.dtype, torch.float32)).log_softmax(-1)
+        return log_rows
 
     @torch.no_grad()
     def take(self, trained: Transitions, index: Tensor) -> None:
         """Start from `trained`, in order, its last matrix repeated: component a is its `index[a]`.
 
-        Of no matrices, nothing is taken.
+        Of no matrices, or of one component, there is nothing to take.
         """
-        if not trained.shape[0]:
+        if not trained.shape[0] or trained.shape[-1] == 1:
             return
         which = last_repeated(self.shape[0], trained.shape[0])
         copies = index.bincount(minlength=trained.shape[-1])[index].to(self.bias.dtype).log()

@@ -42,7 +42,7 @@ class HiddenMarkov(Latent):
         """log P(z_1); (B, r)."""
         return self.initial
 
-    def log_weights(self, state: Tensor, position: int) -> Tensor:  # noqa: ARG002
+    def log_weights(self, state: Tensor, position: int) -> Tensor:
         """The state is log P(z_s | x_<s) itself; (B, r)."""
         return state
 

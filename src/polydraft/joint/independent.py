@@ -34,7 +34,7 @@ class IndependentGate(Gate):
         """Zeros; (B, d) -> (B, 1)."""
         return torch.zeros(features.shape[0], 1, device=features.device)
 
-    def forward(self, features: Tensor, noise: float = 0.0) -> Independent:  # noqa: ARG002
+    def forward(self, features: Tensor, noise: float = 0.0) -> Independent:
         """features (B, d)."""
         return Independent(features.shape[0], self.positions, device=features.device)
 

@@ -42,7 +42,8 @@ class LatentMixture(JointDistribution):
         expected = (latent.batch_size, latent.horizon, latent.rank)
         if logits.dim() != 4 or logits.shape[:3] != expected:
             raise ValueError(
-                f"logits must be (B, n, r, V) with {expected} as the process has them, got {tuple(logits.shape)}"
+                f"logits must be (B, n, r, V), (B, n, r) {expected} as in the process, "
+                f"got {tuple(logits.shape)}"
             )
         self.latent = latent
         self.logits = logits

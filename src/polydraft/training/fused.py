@@ -18,7 +18,10 @@ FLOOR = 1e-30
 """Below this a probability counts as this; only the figures of impossible tokens see it."""
 
 MOST_LOGITS = 2**22
-"""Made at a time; 16 MiB in float32."""
+"""Of one matrix product; 8 MiB in bfloat16."""
+
+MOST_FACTORS = 2**19
+"""Handled at a time between the products; 2 MiB in float32, what a core's cache holds."""
 
 TeacherRows = Callable[[Tensor], Tensor]
 """Indices of anchors (B,) -> the base model's p of theirs (B, V')."""
@@ -33,10 +36,13 @@ class FusedRows:
 
     def __init__(self, rows: Tensor, *, rank: int, most: int) -> None:
         self.rows = rows
-        self.size = min(max(MOST_LOGITS // (rank * len(rows)), 1), most)
-        shape = (self.size * rank, len(rows))
-        self._low = rows.new_empty(shape)
-        self._wide, self._factors = (rows.new_empty(shape, dtype=torch.float32) for _ in range(2))
+        self.size, few = (
+            min(max(bound // (rank * len(rows)), 1), most) for bound in (MOST_LOGITS, MOST_FACTORS)
+        )
+        self._logits, self._slopes = (rows.new_empty(self.size, rank, len(rows)) for _ in range(2))
+        self._factors, self._scratch = (
+            rows.new_empty(few, rank, len(rows), dtype=torch.float32) for _ in range(2)
+        )
 
     def position(
         self, mapped: Tensor, log_weights: Tensor, targets: Tensor, keep: Tensor, teacher: TeacherRows | None
@@ -63,30 +69,40 @@ class FusedRows:
         Returns:
             its two outputs, and if asked for d token / dz and, with a teacher, d kl / dz and d kl / d log w.
         """
-        shape, count = mapped.shape[:2], mapped.shape[:2].numel()
-        low, wide, factors = self._low[:count], self._wide[:count], self._factors[:count]
-        torch.mm(mapped.flatten(0, 1).to(low.dtype), self.rows.T, out=low)
-        torch.softmax(wide.copy_(low), -1, out=factors)
-        wide, factors = wide.unflatten(0, shape), factors.unflatten(0, shape)
-        token = factors.gather(-1, targets[:, None, None].expand(-1, shape[1], 1)).squeeze(-1)
-        token = token.clamp_(min=FLOOR).log_()
-
-        def times_rows(values: Tensor) -> Tensor:
-            return (low.copy_(values.flatten(0, 1)) @ self.rows).float().unflatten(0, shape)
-
-        found = [self.rows[targets].float()[:, None] - times_rows(factors)] if gradients else []
+        count, weights = len(mapped), log_weights.exp()
+        logits, slopes = self._logits[:count], self._slopes[:count]
+        torch.mm(mapped.flatten(0, 1).to(logits.dtype), self.rows.T, out=logits.flatten(0, 1))
+        token, share = torch.empty_like(weights), torch.zeros_like(weights)
+        kl = token.new_zeros(())
+        for i in range(0, count, len(self._factors)):
+            part = slice(i, i + len(self._factors))
+            some = logits[part]
+            factors, scratch = self._factors[: len(some)], self._scratch[: len(some)]
+            torch.softmax(scratch.copy_(some), -1, out=factors)
+            some.copy_(factors)
+            index = targets[part, None, None].expand(-1, factors.shape[1], 1)
+            token[part] = factors.gather(-1, index).squeeze(-1)
+            if teacher is None:
+                continue
+            mixture = torch.bmm(weights[part, None], factors).squeeze(1).clamp_(min=FLOOR)
+            ratio = teacher[part] / mixture
+            kl -= mixture.log_().mul_(teacher[part]).sum()
+            if gradients:
+                total = torch.bmm(factors, ratio[:, :, None])
+                torch.sub(total, ratio[:, None], out=scratch)
+                slopes[part] = factors.mul_(scratch)
+                share[part] = total.squeeze(-1)
+        token.clamp_(min=FLOOR).log_()
+        if not gradients:
+            return token, kl, []
+        token_by_z = self.rows[targets].float()[:, None] - self._times_rows(logits)
         if teacher is None:
-            return token, token.new_zeros(()), found
-        weights = log_weights.exp()
-        mixture = torch.bmm(weights[:, None], factors).squeeze(1).clamp_(min=FLOOR)
-        ratio = teacher / mixture
-        kl = -mixture.log_().mul_(teacher).sum()
-        if gradients:
-            share = torch.bmm(factors, ratio[:, :, None])
-            torch.sub(share, ratio[:, None], out=wide)
-            found.append(times_rows(factors.mul_(wide)).mul_(weights[..., None]))
-            found.append(-weights * share.squeeze(-1))
-        return token, kl, found
+            return token, kl, [token_by_z]
+        return token, kl, [token_by_z, self._times_rows(slopes).mul_(weights[..., None]), -weights * share]
+
+    def _times_rows(self, values: Tensor) -> Tensor:
+        """sum_v values(v) U'_v; (B, r, V') -> (B, r, d), float32."""
+        return (values.flatten(0, 1) @ self.rows).float().unflatten(0, values.shape[:2])
 
 
 class FusedPosition(torch.autograd.Function):

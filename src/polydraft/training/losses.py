@@ -110,7 +110,10 @@ def balance_loss(log_weights: Tensor) -> Tensor:
 
 
 def router_z_loss(scores: Tensor) -> Tensor:
-    """mean(logsumexp_a(scores)^2); Zoph et al. 2022 (ST-MoE, arXiv 2202.08906), equation 5. (P, r) -> scalar."""
+    """mean(logsumexp_a(scores)^2); Zoph et al. 2022 (ST-MoE, arXiv 2202.08906), equation 5.
+
+    scores (P, r) -> scalar.
+    """
     return scores.logsumexp(-1).square().mean()
 
 

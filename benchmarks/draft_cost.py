@@ -1,0 +1,153 @@
+"""Time to draft n tokens against the forward that verifies them, side by side.
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/draft_cost.py --threads 1 --out draft_cost.json
+
+A round is one verification forward of the base model, over the pending token and n drafts with a cache of
+`--context` tokens, then one draft by every head and mode, in the same process; the ratio is taken within
+the round. Drafting is what the decoding loop does: `Engine.draft`, from the hidden state to the tokens.
+Heads have random weights, in the base model's dtype. Modes: greedy; T = 1 (no processor: the head's own
+rows); T = 0.7 with top-p 0.9 (both applied to every draft row).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from common import quartiles, random_head, save, table
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+from polydraft.decoding.loop import Engine, record_past
+from polydraft.heads import DraftHead
+from polydraft.hidden import HiddenTap
+from polydraft.joint import MEMBERS
+from polydraft.loading import load_model
+from polydraft.training.options import TrainOptions
+
+MODES: dict[str, tuple[Any, ...] | None] = {
+    "greedy": None,
+    "T=1": (),
+    "T=0.7 top-p 0.9": (TemperatureLogitsWarper(0.7), TopPLogitsWarper(0.9)),
+}
+"""Processors of every mode; None is greedy."""
+
+Timed = Callable[[], object]
+
+
+def seconds(action: Timed) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def verification(model: PreTrainedModel, *, context: int, horizon: int) -> tuple[Timed, Tensor, Tensor]:
+    """The forward to compare with, which leaves its cache as it was; the prefix (1, L) and h_t (1, d)."""
+    call, cache = cast(Any, model), DynamicCache(config=model.config)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (1, context + 1 + horizon))
+    with HiddenTap(model) as tap:
+        call(input_ids=ids[:, :context], past_key_values=cache, use_cache=True)
+        hidden = tap.hidden[:, -1]
+    record_past(cache, on=True)
+
+    def forward() -> None:
+        call(input_ids=ids[:, context:], past_key_values=cache, use_cache=True)
+        cache.crop(-1 - horizon)
+
+    return forward, ids[:, : context + 1], hidden
+
+
+def drafting(model: PreTrainedModel, head: DraftHead, mode: str, prefix: Tensor, hidden: Tensor) -> Timed:
+    """One draft as the loop makes it."""
+    processors = MODES[mode]
+    engine = Engine(
+        model,
+        head,
+        processors=LogitsProcessorList(list(processors or ())),
+        do_sample=processors is not None,
+        generator=None,
+    )
+    return lambda: engine.draft(hidden, prefix, head.config.horizon)
+
+
+def heads(model: PreTrainedModel, options: argparse.Namespace) -> dict[tuple[str, int], DraftHead]:
+    """By member and components; members of one component have no choice of components."""
+    found = {}
+    defaults = TrainOptions()
+    for joint in options.members:
+        for components in [0] if MEMBERS[joint].single else options.components:
+            head = random_head(
+                model,
+                joint=joint,
+                rank=options.rank,
+                horizon=options.horizon,
+                draft_vocab_size=options.draft_vocab_size,
+                components=components,
+                feature_size=defaults.feature_size,
+                map_rank=defaults.map_rank,
+                markov_rank=defaults.markov_rank,
+            )
+            found[joint, components] = cast(DraftHead, cast(Any, head).to(model.dtype)).eval()
+    return found
+
+
+@torch.no_grad()
+def main() -> None:
+    """Run all rounds, then print and save the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--horizon", type=int, default=8)
+    parser.add_argument("--draft-vocab-size", type=int, default=16384)
+    parser.add_argument("--components", type=int, nargs="+", default=[0, 8, 4, 2], help="0 is all")
+    parser.add_argument("--members", nargs="+", default=list(MEMBERS))
+    parser.add_argument("--modes", nargs="+", default=list(MODES))
+    parser.add_argument("--context", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("draft_cost.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model, _ = load_model(options.model, dtype=torch.bfloat16)
+    forward, prefix, hidden = verification(model, context=options.context, horizon=options.horizon)
+    drafts = {
+        (*name, mode): drafting(model, head, mode, prefix, hidden)
+        for name, head in heads(model, options).items()
+        for mode in options.modes
+    }
+    for action in (forward, *drafts.values()):
+        action()
+    verified: list[float] = []
+    drafted: dict[tuple[str, int, str], list[float]] = {name: [] for name in drafts}
+    for _ in range(options.rounds):
+        verified.append(seconds(forward))
+        for name, action in drafts.items():
+            drafted[name].append(seconds(action))
+    rows = []
+    for (joint, components, mode), times in drafted.items():
+        share = quartiles([100 * d / v for d, v in zip(times, verified, strict=True)])
+        rows.append(
+            {
+                "joint": joint,
+                "components": 1 if MEMBERS[joint].single else components or options.rank,
+                "mode": mode,
+                "draft_ms": round(1000 * quartiles(times)["median"], 2),
+                "forward_ms": round(1000 * quartiles(verified)["median"], 2),
+                "percent": round(share["median"], 1),
+                "percent_q1": round(share["q1"], 1),
+                "percent_q3": round(share["q3"], 1),
+            }
+        )
+    save(options.out, settings=vars(options), rows=rows)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
