@@ -69,7 +69,7 @@ def train(
         float, typer.Option(help="Weight of each position relative to the one before.")
     ] = 1.0,
     anchors_per_window: Annotated[
-        int, typer.Option(help="Positions learnt from per window, drawn at random; 0 for all.")
+        int, typer.Option(help="Positions learnt from per window on average, drawn at random; 0 for all.")
     ] = 0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Windows of text per micro-batch.")] = 8,

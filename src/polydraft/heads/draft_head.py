@@ -171,8 +171,9 @@ class DraftHead(PreTrainedModel):
             return self._own_logits(mapped, kept)
         rows = self.rows
         flat = mapped.flatten(0, 2).to(rows.dtype)
-        out: Tensor = (rows @ flat.T).T.contiguous()  # for few rows twice as fast as flat @ rows.T
-        return out.unflatten(0, mapped.shape[:3])
+        product = (rows @ flat.T).T.contiguous()  # for few rows twice as fast as flat @ rows.T
+        out: Tensor = product.unflatten(0, mapped.shape[:3])
+        return out
 
     def _own_logits(self, mapped: Tensor, kept: Tensor | None) -> Tensor:
         """The same with an unembedding per position and component."""
@@ -192,15 +193,16 @@ class DraftHead(PreTrainedModel):
 
         def bias(position: int, before: Tensor) -> Tensor:
             inner = previous.inner(contexts[:, position], self.embed(self.draft_ids[before.clamp(min=0)]))
+            inner = torch.where((before >= 0)[:, None], inner, 0.0)
             if table is not None:
-                out = (inner.to(table.dtype) @ table.T).float()
-            else:
-                shift = previous.out(inner)
-                out = torch.einsum("bd,avd->bav", shift, self.own[position].to(shift.dtype)).float()
-                if kept is not None:
-                    out = out.gather(1, kept[:, position, :, None].expand(-1, -1, out.shape[-1]))
-            known = (before >= 0).view(-1, *[1] * (out.dim() - 1))
-            return torch.where(known, out, 0.0)
+                return (inner.to(table.dtype) @ table.T).float()
+            shift = previous.out(inner)
+            out = torch.einsum("bd,avd->bav", shift, self.own[position].to(shift.dtype)).float()
+            return (
+                out
+                if kept is None
+                else out.gather(1, kept[:, position, :, None].expand(-1, -1, out.shape[-1]))
+            )
 
         return bias
 

@@ -102,7 +102,8 @@ class FusedRows:
 
     def _times_rows(self, values: Tensor) -> Tensor:
         """sum_v values(v) U'_v; (B, r, V') -> (B, r, d), float32."""
-        return (values.flatten(0, 1) @ self.rows).float().unflatten(0, values.shape[:2])
+        out: Tensor = (values.flatten(0, 1) @ self.rows).float().unflatten(0, values.shape[:2])
+        return out
 
 
 class FusedPosition(torch.autograd.Function):

@@ -69,7 +69,7 @@ class DraftTrainer(Trainer):
     Args:
         model: the base model, frozen. head: attached to it.
         training, held_out: documents. weights: terms of the loss. arguments: of the Trainer.
-        anchors_per_window: positions of a window that are learnt from at a time, drawn at random; 0 is all.
+        anchors_per_window: positions learnt from per window, on average, drawn at random; 0 is all.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def validate(
     text of unknown temperature counts for both.
 
     Args:
-        anchors_per_window: positions of a window that are looked at, the same ones every time; 0 is all.
+        anchors_per_window: positions looked at per window, on average, the same ones every time; 0 is all.
 
     Returns:
         nll (joint, nats per anchor), nll_s per position, greedy_acceptance_length,
