@@ -4,9 +4,9 @@
 
 A round is one verification forward of the base model, over the pending token and n drafts with a cache of
 `--context` tokens, then one draft by every head and mode, in the same process; the ratio is taken within
-the round, by wall time and by processor time. Drafting is what the decoding loop does: `Engine.draft`, from the hidden state to the tokens.
-Heads have random weights, in the base model's dtype. Modes: greedy; T = 1 (no processor: the head's own
-rows); T = 0.7 with top-p 0.9 (both applied to every draft row).
+the round, by wall time and by processor time. Drafting is what the decoding loop does: `Engine.draft`, from
+the hidden state to the tokens. Heads have random weights, in the base model's dtype. Modes: greedy; T = 1
+(no processor: the head's own rows); T = 0.7 with top-p 0.9 (both applied to every draft row).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Timed = Callable[[], object]
 
 
 class Clocks(NamedTuple):
-    """Seconds: of the wall, and of the processor on this process, which others on the machine do not stretch."""
+    """Seconds: of the wall, and of processor time, which other processes stretch less."""
 
     wall: float
     cpu: float
@@ -56,7 +56,7 @@ def timed(action: Timed) -> Clocks:
 
 def shares(drafted: Sequence[Clocks], verified: Sequence[Clocks]) -> dict[str, float]:
     """Medians in milliseconds, and drafting in percent of the forward of the same round with quartiles."""
-    out = {}
+    out: dict[str, float] = {}
     for clock in Clocks._fields:
         parts, wholes = ([getattr(t, clock) for t in times] for times in (drafted, verified))
         share = quartiles([100 * part / whole for part, whole in zip(parts, wholes, strict=True)])

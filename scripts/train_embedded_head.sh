@@ -30,11 +30,11 @@ find "$RUNS/smollm2-text" -name 'shard-*.jsonl' | sort | head -n 48 | xargs cp -
 common=(--model $MODEL --data "$RUNS/smollm2-text-48" --cache-hidden "$RUNS/cache" --threads 2)
 resume() { if [ -e "$1/run.json" ]; then echo --resume; fi; }
 [ -e "$RUNS/rank1/config.json" ] ||
-    polydraft train "${common[@]}" --out "$RUNS/rank1" --rank 1 --horizon 5 \
+    polydraft train "${common[@]}" --out "$RUNS/rank1" --joint cp --rank 1 --horizon 5 \
         --steps 450 --every 225 --batch-size 12 $(resume "$RUNS/rank1")
-[ -e "$RUNS/rank2/config.json" ] ||
-    polydraft train "${common[@]}" --out "$RUNS/rank2" --rank 2 --horizon 4 --init-from "$RUNS/rank1" \
-        --steps 1400 --every 700 --batch-size 4 --learning-rate 2e-3 $(resume "$RUNS/rank2")
+[ -e "$RUNS/markov/config.json" ] ||
+    polydraft train "${common[@]}" --out "$RUNS/markov" --joint markov --horizon 4 --markov-rank 256 --init-from "$RUNS/rank1" \
+        --steps 1500 --every 500 --batch-size 8 --anchors-per-window 96 --learning-rate 2e-3 $(resume "$RUNS/markov")
 
 mkdir -p heads/$MODEL
-cp "$RUNS/rank2/"{config.json,model.safetensors,training.json,training.png} heads/$MODEL/
+cp "$RUNS/markov/"{config.json,model.safetensors,training.json,training.png} heads/$MODEL/

@@ -20,6 +20,7 @@ from polydraft.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
 
 DEFAULTS: dict[str, Any] = {
+    "joint": "cp",
     "rank": 2,
     "horizon": 2,
     "feature_size": 16,

@@ -38,10 +38,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder to write the head to.")],
     joint: Annotated[
         str, typer.Option(help="Model of the joint: independent, cp, hmm, tree, markov, cp-markov.")
-    ] = "cp",
+    ] = "markov",
     rank: Annotated[
         int | None,
-        typer.Option(help="Components of the joint; 4, or 1 where it has only one.", show_default=False),
+        typer.Option(help="Components of the joint; 4, or 1 where there is but one.", show_default=False),
     ] = None,
     horizon: Annotated[int, typer.Option(help="Tokens drafted per step.")] = 4,
     features: Annotated[str, typer.Option(help="fused, or hidden (the paper's form).")] = "fused",

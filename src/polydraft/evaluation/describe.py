@@ -24,6 +24,8 @@ SHAPE = (
     "hidden_size",
     "feature_size",
     "map_rank",
+    "markov_rank",
+    "components",
     "own_unembedding",
     "vocab_size",
     "draft_vocab_size",

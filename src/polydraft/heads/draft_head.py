@@ -195,14 +195,12 @@ class DraftHead(PreTrainedModel):
             inner = previous.inner(contexts[:, position], self.embed(self.draft_ids[before.clamp(min=0)]))
             inner = torch.where((before >= 0)[:, None], inner, 0.0)
             if table is not None:
-                return (inner.to(table.dtype) @ table.T).float()
+                return (table @ inner.to(table.dtype)[:, :, None]).squeeze(-1).float()
             shift = previous.out(inner)
             out = torch.einsum("bd,avd->bav", shift, self.own[position].to(shift.dtype)).float()
-            return (
-                out
-                if kept is None
-                else out.gather(1, kept[:, position, :, None].expand(-1, -1, out.shape[-1]))
-            )
+            if kept is None:
+                return out
+            return out.gather(1, kept[:, position, :, None].expand(-1, -1, out.shape[-1]))
 
         return bias
 

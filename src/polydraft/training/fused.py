@@ -17,8 +17,8 @@ from torch import Tensor
 FLOOR = 1e-30
 """Below this a probability counts as this; only the figures of impossible tokens see it."""
 
-MOST_LOGITS = 2**22
-"""Of one matrix product; 8 MiB in bfloat16."""
+MOST_LOGITS = 2**24
+"""Of one matrix product; 32 MiB in bfloat16."""
 
 MOST_FACTORS = 2**19
 """Handled at a time between the products; 2 MiB in float32, what a core's cache holds."""
