@@ -106,6 +106,7 @@ def cell(name: str, *, rank: int, horizon: int, complete: bool = True) -> dict[s
         else {},
         "conditional": {m: [0.5] * horizon for m in ("greedy", "sampled")} if complete else {},
         "speed": {"greedy": speed, "sampled": speed | {"against_token": compared}} if complete else {},
+        "projected": {"greedy": 1.234, "sampled": 1.1} if complete else {},
     }
 
 
@@ -122,7 +123,8 @@ def test_markdown_has_a_row_for_all_that_is_known() -> None:
     assert "| one | 2 | 1.600 [1.400, 1.900] | 1.60 | - |" in lines
     assert "| two | 3 | 1.700 [1.400, 1.900] | 1.70 | 1.200 [1.100, 1.300] |" in lines
     assert "| one | 50% | 50% |  |" in lines
-    assert "| three | 7.8M | 3.2 | - | - | - | - / - | - / - |" in lines
+    assert "| three | 7.8M | 3.2 | - | - | - | - / - | - / - | - / - |" in lines
+    assert sum(line.endswith("| 1.23 / 1.10 |") for line in lines) == 2
     assert "| two | 1.700 [1.400, 1.900] | 1.200 [1.100, 1.300] |" in lines  # block against token-wise
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert all(width > 2 for width in widths)

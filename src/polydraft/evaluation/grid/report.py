@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from polydraft.evaluation.grid.config import Cell, GridConfig, Variant
-from polydraft.evaluation.grid.figures import Bootstrap, Counts, conditional, lengths, speeds
+from polydraft.evaluation.grid.figures import ALL, Bootstrap, Counts, conditional, lengths, speeds
 from polydraft.evaluation.grid.store import Store, read_json
 from polydraft.evaluation.prompts import prompts_path, read_prompts
 from polydraft.evaluation.replay import MODES
@@ -47,6 +47,8 @@ def row(config: GridConfig, store: Store, variant: Variant, bootstrap: Bootstrap
     """What is known of one variant."""
     cell = config.cell(variant.cell)
     reference = config.reference(cell)
+    accepted = acceptance(store, variant, reference, bootstrap)
+    timed = speed(config, store, variant)
     return {
         "name": variant.name,
         "cell": cell.name,
@@ -57,8 +59,13 @@ def row(config: GridConfig, store: Store, variant: Variant, bootstrap: Bootstrap
         "verification": variant.verification,
         "reference": reference.name if reference else None,
         **training(store, cell),
-        **acceptance(store, variant, reference, bootstrap),
-        "speed": speed(config, store, variant),
+        **accepted,
+        "speed": timed,
+        "projected": {
+            mode: accepted["acceptance"][mode][ALL]["length"] / timed[mode]["cycle_cost"]
+            for mode in TEMPERATURES
+            if mode in timed and mode in accepted["acceptance"]
+        },
     }
 
 

@@ -84,12 +84,19 @@ def cost_table(rows: Sequence[dict[str, Any]]) -> str:
                 "-" if rate is None else f"{rate:,.0f}",
                 *[speed_words(cell["speed"].get(mode)) for mode in ("greedy", "sampled")],
                 *[part_words(cell["speed"], name) for name in ("drafting_share", "cycle_cost")],
+                " / ".join(projected_words(cell["projected"].get(m)) for m in ("greedy", "sampled")),
             ]
         )
-    return table([*headings, "drafting share", "cycle cost"], out) + (
+    return table([*headings, "drafting share", "cycle cost", "projected ratio"], out) + (
         "\nRatios: medians over prompts of tokens/s, drafted over plain; in brackets the 95% interval of the "
-        "median ratio per prompt. Cycle cost: time of one drafted step in plain tokens.\n"
+        "median ratio per prompt. Cycle cost: time of one drafted step in plain tokens. Projected ratio: "
+        "tokens per step as replayed over all texts, divided by the cycle cost; the timed texts are fewer.\n"
     )
+
+
+def projected_words(ratio: float | None) -> str:
+    """ "1.17", or a dash."""
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
 def block_table(rows: Sequence[dict[str, Any]]) -> str:
