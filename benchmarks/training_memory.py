@@ -4,8 +4,9 @@
     python benchmarks/training_memory.py forms --out forms.json
 
 `peak`: `head_losses` and its backward pass with r = 32, n = 8 and a draft vocabulary of 131072 tokens, hidden
-states and weights random. Every figure is from a process of its own: its high-water mark in the step, less
-what is resident when the weights (head, embedding = unembedding, U') and the hidden states are there.
+states and weights random. Every figure is from a process of its own: the most anonymous memory it holds in
+the step, less what it holds when the weights (head, embedding = unembedding, U') and the hidden states are
+there (Linux).
 Gradients of the weights count as the step's. With `--full-chunks c`, all positions count in the first c
 chunks, and in the later chunks those of two anchors: the later chunks then take less time and no more
 memory, so that the peak of a step of many anchors can be had without its hours.
@@ -24,6 +25,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,22 +40,38 @@ from polydraft.heads import DraftHead
 from polydraft.training.losses import MOST_ANCHORS, Anchors, LossWeights, chunk_losses, head_losses
 from polydraft.training.options import LOSSES, TrainOptions
 
-MIB = 2**20
 FORM_CHUNK = 16
 """Anchors of a checkpointed chunk; its logits of one position are then of the size of the fused ones."""
 
 
-def resident(field: str) -> float:
-    """MiB of this process: VmRSS, or VmHWM, the most since `forget_peak`."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def anonymous() -> float:
+    """MiB of memory that this process holds and no file backs."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
-def forget_peak() -> None:
-    """Hand back what the allocator holds but nothing uses, and let VmHWM start again from the rest."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+class Peak:
+    """The most of `anonymous` while the context is open, over what it was at the start; looks every 2 ms.
+
+    What the allocator holds and nothing uses is handed back first.
+    """
+
+    def __enter__(self) -> Peak:
+        ctypes.CDLL(None).malloc_trim(0)
+        self.before = self.most = anonymous()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self.most = max(self.most, anonymous())
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
 def naive(head: DraftHead, anchors: Anchors, weights: LossWeights) -> Tensor:
@@ -132,16 +150,14 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
     if cell["full_chunks"]:
         anchors = thin(anchors, cell["full_chunks"])
     weights = LOSSES[cell["loss"]]
-    forget_peak()
-    before = resident("VmRSS")
-    wall, cpu = time.perf_counter(), time.process_time()
-    FORMS[cell["form"]](head, anchors, weights).backward()
-    seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    over = resident("VmHWM") - before
+    with Peak() as peak:
+        wall, cpu = time.perf_counter(), time.process_time()
+        FORMS[cell["form"]](head, anchors, weights).backward()
+        seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     shape = (cell["anchors"], head.config.positions, head.config.rank, cell["vocab_size"])
     return cell | {
-        "weights_mib": round(before),
-        "peak_over_weights_mib": round(over),
+        "weights_mib": round(peak.before),
+        "peak_over_weights_mib": round(peak.most - peak.before),
         "one_tensor_of_logits_gib": round(4 * torch.Size(shape).numel() / 2**30, 1),
         **{name: round(value, 1) for name, value in seconds.items()},
     }

@@ -13,7 +13,10 @@ from polydraft.heads import DraftHead
 from tests.tiny import tiny_folder
 from tests.training.runs import write_corpus
 
-SMALL = "--joint cp --rank 2 --horizon 2 --feature-size 16 --map-rank 4 --draft-vocab-size 32 --steps 4 --every 2".split()
+SMALL = (
+    "--joint cp --rank 2 --horizon 2 --feature-size 16 --map-rank 4 --draft-vocab-size 32".split()
+    + "--steps 4 --every 2".split()
+)
 
 
 @pytest.fixture(scope="module")
