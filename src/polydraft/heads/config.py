@@ -83,7 +83,11 @@ class DraftConfig(PreTrainedConfig):
         if self.joint not in MEMBERS:
             raise InputError(f"joint must be one of {', '.join(MEMBERS)}, got {self.joint!r}")
         if self.member.single and self.rank != 1:
-            raise InputError(f"joint {self.joint!r} has one component: rank must be 1, got {self.rank}")
+            many = ", ".join(name for name, member in MEMBERS.items() if not member.single)
+            raise InputError(
+                f"joint {self.joint!r} has one component: rank must be 1, got {self.rank}; "
+                f"of several components are {many}"
+            )
         if not isinstance(self.components, int) or not 0 <= self.components <= self.rank:
             raise InputError(
                 f"components must be 0 (all) or at most the rank {self.rank}, got {self.components!r}"
