@@ -2,7 +2,7 @@
 
 False alarms: a correct decoder fails one test with probability 1e-4; seeds are fixed, so it never changes.
 Power: above 0.9999 for each of the planted faults, at 5,000 draws; asserted. The tests have 10,000 to
-200,000. See `test_exact_steps` for the same without draws.
+60,000. See `test_exact_steps` for the same without draws.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from tests.decoding.tables import LENGTH, Array, WatchedEngine, drawn, enumerate
 from tests.tiny import tiny_model
 
 FALSE_ALARM_RATE = 1e-4
-DRAWS = 200_000
-FEWER_DRAWS = 40_000
+DRAWS = 60_000
+FEWER_DRAWS = 20_000
 FEWEST_DRAWS = 10_000
 
 

@@ -182,7 +182,7 @@ def test_the_ablation_changes_one_option_a_cell() -> None:
         "cp8-balance-0.1": {"balance": 0.1},
         "cp8-z-loss-0.001": {"z_loss": 0.001},
         "cp8-gate-noise-0.5": {"gate_noise": 0.5},
-        "cp8-scratch": {"steps": 1800, "learning_rate": 2e-3},
+        "cp8-scratch": {"steps": 440, "every": 440, "learning_rate": 2e-3},
     }
     start = config.start
     assert start is not None

@@ -52,10 +52,11 @@ class LowRankMaps(nn.Module):
         positions, rank, map_rank = self.shape
         index = (kept + rank * torch.arange(positions, device=kept.device)[:, None]).flatten()
         inner = self.inner.weight.unflatten(0, (-1, map_rank)).index_select(0, index)
-        projected = torch.bmm(inner.view(len(features), -1, inner.shape[-1]), features[:, :, None])
+        inner = inner.view(len(features), kept.shape[1] * kept.shape[2] * map_rank, features.shape[-1])
+        projected = torch.bmm(inner, features[:, :, None])
         outer = self.outer.flatten(0, 1).index_select(0, index)
         out = torch.bmm(projected.view(len(index), 1, map_rank), outer)
-        return features[:, None, None, :] + out.view(*kept.shape, -1)
+        return features[:, None, None, :] + out.view(*kept.shape, features.shape[-1])
 
 
 class FullMaps(nn.Module):
