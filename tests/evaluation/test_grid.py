@@ -31,6 +31,7 @@ model = "{root}/model"
 dtype = "float32"
 data = ["{root}/corpus.jsonl"]
 [defaults]
+joint = "cp"
 horizon = 2
 feature_size = 16
 map_rank = 4
