@@ -12,6 +12,7 @@ the hidden state to the tokens. Heads have random weights, in the base model's d
 from __future__ import annotations
 
 import argparse
+import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,11 +20,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from common import quartiles, random_head, save, table
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from polydraft.decoding.loop import Engine, record_past
+from polydraft.files import write_atomic
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
 from polydraft.joint import MEMBERS
@@ -120,9 +124,40 @@ def heads(model: PreTrainedModel, options: argparse.Namespace) -> dict[tuple[str
     return found
 
 
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Percent of a forward by components, with quartiles; a line per member, a panel per mode."""
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    figure = Figure(figsize=(4.5 * len(modes), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+    for panel, mode in zip(panels, modes, strict=True):
+        for joint in dict.fromkeys(row["joint"] for row in rows):
+            points = sorted(
+                (row for row in rows if row["joint"] == joint and row["mode"] == mode),
+                key=lambda row: row["components"],
+            )
+            middle = [row["wall_percent"] for row in points]
+            spread = [
+                [abs(row[f"wall_percent_{end}"] - row["wall_percent"]) for row in points]
+                for end in ("q1", "q3")
+            ]
+            x = [row["components"] for row in points]
+            panel.errorbar(x, middle, yerr=spread, marker="o", capsize=3, label=joint)
+        panel.axhline(20, color="grey", linestyle="--")
+        panel.set_xscale("log", base=2)
+        panel.set_xlabel("components evaluated")
+        panel.set_title(mode)
+    panels[0].set_ylabel("drafting, % of one verification forward")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomic(path, picture.getvalue())
+
+
 @torch.no_grad()
 def main() -> None:
-    """Run all rounds, then print and save the figures."""
+    """Run all rounds, then print, save and plot the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--threads", type=int, default=1)
@@ -163,6 +198,7 @@ def main() -> None:
         for (joint, components, mode), times in drafted.items()
     ]
     save(options.out, settings=vars(options), rows=rows)
+    plot(rows, options.out.with_suffix(".png"))
     print(table(rows))
 
 

@@ -50,13 +50,13 @@ class LowRankMaps(nn.Module):
     def selected(self, features: Tensor, kept: Tensor) -> Tensor:
         """z of the components `kept` (B, positions, c) alone; u (B, d) -> (B, positions, c, d)."""
         positions, rank, map_rank = self.shape
-        index = (kept + rank * torch.arange(positions, device=kept.device)[:, None]).flatten()
-        inner = self.inner.weight.unflatten(0, (-1, map_rank)).index_select(0, index)
-        inner = inner.view(len(features), kept.shape[1] * kept.shape[2] * map_rank, features.shape[-1])
-        projected = torch.bmm(inner, features[:, :, None])
-        outer = self.outer.flatten(0, 1).index_select(0, index)
-        out = torch.bmm(projected.view(len(index), 1, map_rank), outer)
-        return features[:, None, None, :] + out.view(*kept.shape, features.shape[-1])
+        first = map_rank * (kept + rank * torch.arange(positions, device=kept.device)[:, None])
+        index = (first[..., None] + torch.arange(map_rank, device=kept.device)).flatten()
+        inner = self.inner.weight.index_select(0, index)
+        outer = self.outer.flatten(0, 2).index_select(0, index).unflatten(0, (-1, map_rank))
+        projected = torch.bmm(inner.view(len(features), -1, inner.shape[-1]), features[:, :, None])
+        out = torch.bmm(projected.view(len(outer), 1, map_rank), outer)
+        return features[:, None, None, :] + out.view(*kept.shape, -1)
 
 
 class FullMaps(nn.Module):
