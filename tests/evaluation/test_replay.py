@@ -14,9 +14,10 @@ import polydraft
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.evaluation import replay as replay_module
 from polydraft.evaluation.grid.texts import with_states
-from polydraft.evaluation.replay import Text, Walk, replay, survival, walk
+from polydraft.evaluation.replay import Text, replay, survival
 from polydraft.heads import DraftHead
 from polydraft.training.data import Document
+from polydraft.training.walk import Walk, fitting, walk
 from tests.tiny import tiny_head, tiny_model
 
 VOCAB_SIZE = 8
@@ -116,7 +117,7 @@ def test_kept_tokens_by_hand(model: PreTrainedModel) -> None:
             assert float(table[i, s]) == pytest.approx(expected, abs=1e-6)
 
 
-def recursion(table: Tensor) -> tuple[float, list[float], list[float]]:
+def recursion(table: Tensor, *, ended: bool) -> tuple[float, list[float], list[float]]:
     """Expected cycles, drafts judged and drafts accepted from a token on, by going through all outcomes."""
     anchors, n = table.shape
 
@@ -127,7 +128,7 @@ def recursion(table: Tensor) -> tuple[float, list[float], list[float]]:
         reached = [1.0, *table[i].tolist()]
         total = [1.0] + [0.0] * (2 * n)
         for s in range(1, n + 1):
-            total[s] += reached[s - 1] * (s < anchors - i)
+            total[s] += reached[s - 1] * (s < anchors - i + ended)
             total[n + s] += reached[s]
         for a in range(n + 1):
             chance = reached[a] - (reached[a + 1] if a < n else 0.0)
@@ -138,18 +139,21 @@ def recursion(table: Tensor) -> tuple[float, list[float], list[float]]:
     return found[0], list(found[1 : n + 1]), list(found[n + 1 :])
 
 
+@pytest.mark.parametrize("ended", [False, True])
 @pytest.mark.parametrize(("anchors", "n"), [(1, 1), (1, 4), (7, 3), (12, 5), (3, 6)])
-def test_walk_against_recursion(anchors: int, n: int) -> None:
+def test_walk_against_recursion(anchors: int, n: int, ended: bool) -> None:
     table = torch.rand(anchors, n, dtype=torch.float64).cumprod(-1)
     for i in range(anchors):
-        table[i, max(anchors - 1 - i, 0) :] = 0  # nothing is drafted beyond the last token but one
-    found = walk(table)
-    cycles, tried, accepted = recursion(table)
+        table[i, max(anchors - 1 - i + ended, 0) :] = 0  # nothing is drafted beyond the last token (but one)
+    assert torch.equal(fitting(anchors, n, ended=ended), table > 0)
+    found = walk(table, ended=ended)
+    cycles, tried, accepted = recursion(table, ended=ended)
     assert found.tokens == anchors
     assert found.cycles == pytest.approx(cycles)
     assert found.tried == pytest.approx(tried)
     assert found.accepted == pytest.approx(accepted)
-    assert found.cycles + sum(found.accepted) == pytest.approx(found.tokens)
+    if not ended:  # else a cycle may end with a draft, and emits one token less
+        assert found.cycles + sum(found.accepted) == pytest.approx(found.tokens)
 
 
 def test_walk_at_the_ends() -> None:

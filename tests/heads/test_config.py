@@ -26,7 +26,7 @@ from polydraft.heads.config import FORMAT_VERSION
         ({"vocab_size": None}, "vocab_size must be"),
         ({"map_rank": -1}, "map_rank must be 0"),
         ({"vocab_size": 100, "draft_vocab_size": 101}, "101 exceeds the vocabulary of 100"),
-        ({"features": "blocks"}, "features must be one of hidden, fused, got 'blocks'"),
+        ({"features": "blocks"}, "features must be one of hidden, fused, block, got 'blocks'"),
         ({"joint": "tt"}, "joint must be one of .*cp, .*tree, .*got 'tt'"),
         ({"joint": "independent", "rank": 2}, "joint 'independent' has one component: rank must be 1, got 2"),
         ({"joint": "markov", "rank": 4}, "joint 'markov' has one component: rank must be 1, got 4"),

@@ -72,6 +72,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """The prompts called `name` as plain rows, `content` with `kind`; see `prompts_path`, `read_prompts`."""
+    prompts = read_prompts(prompts_path(name))
+    return [prompt.content | ({"kind": prompt.kind} if prompt.kind else {}) for prompt in prompts]
+
+
 def _parse(line: str, *, where: str) -> Prompt:
     try:
         row = json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -10,7 +11,7 @@ from polydraft.errors import InputError
 from polydraft.joint import MEMBERS, Member
 
 FORMAT_VERSION = 1
-FEATURES = ("hidden", "fused")
+FEATURES = ("hidden", "fused", "block")
 
 
 class DraftConfig(PreTrainedConfig):
@@ -25,8 +26,11 @@ class DraftConfig(PreTrainedConfig):
         joint: member of the family of joints: independent, cp (the canonical decomposition), hmm, tree,
             markov, cp-markov, or one registered by `polydraft.joint.register`.
         features: "hidden", h_t alone, the sampled token entering through the posterior over
-            components (the paper); "fused", h_t joined with the embedding of the sampled token.
-        feature_size: width of the gated layer that fuses them ("fused" only).
+            components (the paper); "fused", h_t joined with the embedding of the sampled token; "block",
+            a causal transformer layer over the fused features of the whole context.
+        feature_size: width of the gated layer that fuses them ("fused" and "block").
+        layers: further hidden layers of the base model that are fused, 1-based; none with "hidden".
+        block: sizes of the transformer layer ("block" only), as `heads.block.block_sizes` gives them.
         map_rank: rank of the linear map per (position, component); 0 is a full d x d map (the paper's).
         markov_rank: rank of the bias from the token before, where the member has one.
         components: of the r components, how many the head evaluates when it drafts (top-k routing by
@@ -51,6 +55,8 @@ class DraftConfig(PreTrainedConfig):
     joint: str = "cp"
     features: str = "fused"
     feature_size: int = 1152
+    layers: list[int] = field(default_factory=list)
+    block: dict[str, Any] = field(default_factory=dict)
     map_rank: int = 64
     markov_rank: int = 128
     components: int = 0
@@ -80,6 +86,13 @@ class DraftConfig(PreTrainedConfig):
             )
         if self.features not in FEATURES:
             raise InputError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}")
+        different = len({*self.layers}) == len(self.layers)
+        if not different or any(not isinstance(k, int) or k < 1 for k in self.layers):
+            raise InputError(f"layers must be different whole numbers from 1, got {self.layers}")
+        if self.layers and self.features == "hidden":
+            raise InputError("layers need features 'fused' or 'block': 'hidden' reads the last one alone")
+        if bool(self.block) != (self.features == "block"):
+            raise InputError("block sizes belong to features 'block', and these need them")
         if self.joint not in MEMBERS:
             raise InputError(f"joint must be one of {', '.join(MEMBERS)}, got {self.joint!r}")
         if self.member.single and self.rank != 1:
@@ -104,6 +117,11 @@ class DraftConfig(PreTrainedConfig):
     def member(self) -> Member:
         """The member of the family."""
         return MEMBERS[self.joint]
+
+    @property
+    def state_size(self) -> int:
+        """Columns of the hidden states that the head reads: of the last layer, then of each of `layers`."""
+        return self.hidden_size * (1 + len(self.layers))
 
     @property
     def positions(self) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from polydraft.adapters import AdapterSwitch
 from polydraft.errors import InputError, PolydraftError
+from polydraft.heads.block import ContextBlock
 from polydraft.heads.config import DraftConfig
 from polydraft.heads.features import FullMaps, FusedFeatures, LowRankMaps
 from polydraft.heads.fingerprint import check_base, unembedding
 from polydraft.heads.previous import PreviousToken
+from polydraft.heads.reader import ContextReader
 from polydraft.joint import Gate, JointDistribution, LatentMixture
 from polydraft.joint.mixture import Bias
 
@@ -20,14 +23,15 @@ INIT_STD = 0.02
 class DraftHead(PreTrainedModel):
     """Joint head over a frozen base model (arXiv 2410.17765, retrofit form, any member of the family).
 
-        u_t = features(h_t, x[t+1])                          (d)
+        u_t = features(h_t, x[t+1])                          (d); with a block, of all before t too
         P(z_1..z_n) = gate(u_t)                              r components a position
         P_a^(s) = softmax(U' map_{s,a}(u_t))                 (V'), U' = rows of the base unembedding
 
     Markov members add `PreviousToken`, a shift of each map by the token before.
 
     The embedding and U' belong to the base model: `attach` lends them, `save_pretrained` leaves them
-    out. Buffer `draft_ids` (V',) holds the base token id of every draft token.
+    out. Buffer `draft_ids` (V',) holds the base token id of every draft token. `switch` is set where the
+    model's adapter counts for drafting alone (`decoding.adapted`).
     """
 
     config_class = DraftConfig
@@ -39,7 +43,9 @@ class DraftHead(PreTrainedModel):
     def __init__(self, config: DraftConfig) -> None:
         super().__init__(config)
         d, r, s = config.hidden_size, config.rank, config.positions
-        self.fuse = FusedFeatures(d, config.feature_size) if config.features == "fused" else None
+        fused = config.features != "hidden"
+        self.fuse = FusedFeatures(d, config.feature_size, len(config.layers)) if fused else None
+        self.block = ContextBlock(d, config.block) if config.features == "block" else None
         self.gate: Gate = config.member.gate(d, r, s)
         self.maps = LowRankMaps(s, r, d, config.map_rank) if config.map_rank else FullMaps(s, r, d)
         self.previous = PreviousToken(d, config.markov_rank, s) if config.member.markov else None
@@ -47,6 +53,7 @@ class DraftHead(PreTrainedModel):
             self.own = nn.Parameter(torch.empty(s, r, config.draft_vocab_size, d))
         self.register_buffer("draft_ids", torch.full((config.draft_vocab_size,), -1, dtype=torch.long))
         self._base: list[PreTrainedModel] = []  # a list, so that the base is no submodule of the head
+        self.switch: AdapterSwitch | None = None
         self._rows: Tensor | None = None
         self._index: Tensor | None = None
         self._kept_table: tuple[tuple[object, ...], Tensor] | None = None
@@ -54,6 +61,8 @@ class DraftHead(PreTrainedModel):
         self.gate.reset()
         if self.previous is not None:
             self.previous.reset()
+        if self.block is not None:
+            self.block.reset()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -96,11 +105,15 @@ class DraftHead(PreTrainedModel):
             raise PolydraftError("the head has no draft vocabulary: fill head.draft_ids before head.attach")
         nn.Module.to(self, weight.device)
         self._base = [model]
-        self._rows = weight.detach()[self.draft_ids].contiguous()
-        self._kept_table = None
+        self.refresh()
         self._index = torch.full((self.config.vocab_size,), -1, dtype=torch.long, device=weight.device)
         self._index[self.draft_ids] = torch.arange(len(self.draft_ids), device=weight.device)
         return self
+
+    def refresh(self) -> None:
+        """Take U' anew from the attached model: its unembedding has been trained."""
+        self._rows = unembedding(self._base[0]).detach()[self.draft_ids].contiguous()
+        self._kept_table = None
 
     @property
     def is_attached(self) -> bool:
@@ -132,13 +145,28 @@ class DraftHead(PreTrainedModel):
 
     # -- from hidden state to joint -----------------------------------------------------------------
 
-    def features(self, hidden: Tensor, next_tokens: Tensor) -> Tensor:
-        """u_t from h_t (B, d) and x[t+1] (B,); (B, d) in the head's dtype."""
+    def features(
+        self,
+        hidden: Tensor,
+        next_tokens: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ) -> Tensor:
+        """u_t from h_t and x[t+1]; (..., D) and (...) -> (..., d), in the head's dtype.
+
+        With features "block" of whole rows, (B, T, D) and (B, T): u_t depends on all positions up to t.
+
+        Args:
+            hidden: D = `config.state_size` columns.
+            position_ids: (B, T), restarting where another document begins; None for one document a row.
+            cache: of the block: what earlier calls saw; grows by T.
+        """
         hidden = hidden.to(self.dtype)
         if self.fuse is None:
             return hidden
         out: Tensor = self.fuse(hidden, self.embed(next_tokens))
-        return out
+        return out if self.block is None else self.block(out, position_ids=position_ids, cache=cache)
 
     def logits(self, mapped: Tensor, position: int) -> Tensor:
         """Draft-vocabulary logits of one 0-based position; z (B, r, d) -> (B, r, V'), float32."""
@@ -153,10 +181,19 @@ class DraftHead(PreTrainedModel):
         """The joint of x[t+2..t+1+n] over the draft vocabulary.
 
         Args:
-            hidden: (B, d), h_t: what the base model's unembedding was fed to give x[t+1].
-            next_tokens: (B,) int64 base ids, x[t+1], already sampled.
+            hidden: (B, D), h_t: what the base model's unembedding was fed to give x[t+1], and the states of
+                `config.layers`; or (B, T, D), those of a whole context up to t. A block that is given one
+                position sees no more.
+            next_tokens: (B,) or (B, T) int64 base ids, the token after each position; x[t+1] the last.
         """
-        features = self.features(hidden, next_tokens)
+        if hidden.dim() == 2:
+            hidden, next_tokens = hidden[:, None], next_tokens[:, None]
+        if self.block is None:
+            hidden, next_tokens = hidden[:, -1:], next_tokens[:, -1:]
+        return self.joint(self.features(hidden, next_tokens)[:, -1], next_tokens[:, -1])
+
+    def joint(self, features: Tensor, next_tokens: Tensor) -> JointDistribution:
+        """The joint from the features; u (B, d) and x[t+1] (B,), see `forward`."""
         latent = self.gate(features)
         kept = None
         if 0 < self.config.components < self.config.rank:
@@ -164,6 +201,10 @@ class DraftHead(PreTrainedModel):
         mapped = self.maps(features) if kept is None else self.maps.selected(features, kept)
         joint = LatentMixture(latent, self._all_logits(mapped, kept), self._bias(features, kept))
         return joint.after(self.draft_index(next_tokens)) if self.config.features == "hidden" else joint
+
+    def reader(self) -> ContextReader:
+        """What reads a growing text for drafting."""
+        return ContextReader(self)
 
     def _all_logits(self, mapped: Tensor, kept: Tensor | None) -> Tensor:
         """Logits of all positions, in the dtype they are made in; z (B, n, c, d) -> (B, n, c, V')."""

@@ -8,25 +8,26 @@ from torch.nn.functional import rms_norm, silu
 
 
 class FusedFeatures(nn.Module):
-    """u_t = h_t + W_down(silu(W_gate z) * W_up z), z = [norm(h_t); norm(E x[t+1])].
+    """u_t = h_t + W_down(silu(W_gate z) * W_up z), z = [norm(h_t); norm(h_t^k) ..; norm(E x[t+1])].
 
-    A gated layer over the hidden state and the embedding of the token sampled from it; both are
-    RMS-normalised, since their scales differ by base model. W_down starts at zero, so u starts as h.
+    A gated layer over the hidden state, those of further layers k, and the embedding of the token sampled
+    from it; all are RMS-normalised, since their scales differ. W_down starts at zero, so u starts as h.
 
     Args:
-        hidden_size: d. feature_size: width of the gated layer.
+        hidden_size: d. feature_size: width of the gated layer. layers: how many further ones are read.
     """
 
-    def __init__(self, hidden_size: int, feature_size: int) -> None:
+    def __init__(self, hidden_size: int, feature_size: int, layers: int = 0) -> None:
         super().__init__()
-        self.up = nn.Linear(2 * hidden_size, 2 * feature_size, bias=False)
+        self.size = hidden_size
+        self.up = nn.Linear((2 + layers) * hidden_size, 2 * feature_size, bias=False)
         self.down = nn.Linear(feature_size, hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """hidden (..., d), embedding (..., d) -> u (..., d)."""
-        size = hidden.shape[-1:]
-        gate, value = self.up(torch.cat([rms_norm(hidden, size), rms_norm(embedding, size)], -1)).chunk(2, -1)
-        out: Tensor = hidden + self.down(silu(gate) * value)
+        """hidden (..., (1 + layers) d), the last layer's first; embedding (..., d) -> u (..., d)."""
+        parts = [rms_norm(part, (self.size,)) for part in (*hidden.split(self.size, -1), embedding)]
+        gate, value = self.up(torch.cat(parts, -1)).chunk(2, -1)
+        out: Tensor = hidden[..., : self.size] + self.down(silu(gate) * value)
         return out
 
 
@@ -54,9 +55,10 @@ class LowRankMaps(nn.Module):
         index = (first[..., None] + torch.arange(map_rank, device=kept.device)).flatten()
         inner = self.inner.weight.index_select(0, index)
         outer = self.outer.flatten(0, 2).index_select(0, index).unflatten(0, (-1, map_rank))
-        projected = torch.bmm(inner.view(len(features), -1, inner.shape[-1]), features[:, :, None])
+        inner = inner.view(len(features), kept.shape[1] * kept.shape[2] * map_rank, features.shape[-1])
+        projected = torch.bmm(inner, features[:, :, None])
         out = torch.bmm(projected.view(len(outer), 1, map_rank), outer)
-        return features[:, None, None, :] + out.view(*kept.shape, -1)
+        return features[:, None, None, :] + out.view(*kept.shape, features.shape[-1])
 
 
 class FullMaps(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from polydraft.adapters import adapter_fingerprint
 from polydraft.errors import InputError
 
 CONFIG_KEYS = (
@@ -53,6 +54,7 @@ def describe_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
         "config": config_fingerprint(model),
         "weights": weights_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer is not None else None,
+        "adapter": adapter_fingerprint(model),
     }
 
 
@@ -71,6 +73,15 @@ def check_base(
                 f"this head was trained for {record.get('id')!r}; {found['id']!r} has another {part}: "
                 "give the model it was trained for, or train a head for this one with `polydraft train`"
             )
+    if record.get("adapter") != found["adapter"]:
+        wanted = (
+            "the adapter in the folder of the head with --adapter"
+            if record.get("adapter")
+            else "no --adapter"
+        )
+        raise InputError(
+            f"this head was trained on {record.get('id')!r} with another adapter or none: give {wanted}"
+        )
 
 
 def unembedding(model: PreTrainedModel) -> torch.Tensor:

@@ -63,12 +63,12 @@ class Drafting:
     evaluates when it drafts.
 
     Args:
-        part: the anchors.
+        features: (P, d), u of all `anchors`. part: which of them.
     """
 
-    def __init__(self, head: DraftHead, anchors: Anchors, part: slice) -> None:
+    def __init__(self, head: DraftHead, anchors: Anchors, features: Tensor, part: slice) -> None:
         self.head = head
-        self.features = head.features(anchors.hidden[part], anchors.next_tokens[part])
+        self.features = features[part]
         self.targets = anchors.targets[part]
         self.sampled = head.draft_index(anchors.next_tokens[part])
         self.skip = head.config.positions - head.config.horizon
@@ -131,5 +131,6 @@ def draftings(
                 teacher=False,
                 most=sample.anchors_per_window,
             )
-        for start in range(0, len(anchors.hidden), size):
-            yield Drafting(head, anchors, slice(start, start + size))
+        features = anchors.features(head)
+        for start in range(0, len(features), size):
+            yield Drafting(head, anchors, features, slice(start, start + size))

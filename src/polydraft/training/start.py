@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig, DraftHead
 from polydraft.heads.fingerprint import describe_base
+from polydraft.hidden import decoder_layers
 from polydraft.joint.gate import last_repeated
 from polydraft.training.data import Document, frequent_tokens
 
@@ -18,7 +19,6 @@ NOISE = 0.02
 FIXED = (
     "hidden_size",
     "vocab_size",
-    "features",
     "feature_size",
     "map_rank",
     "own_unembedding",
@@ -35,18 +35,23 @@ def new_head(
     documents: Sequence[Document],
     *,
     init_from: DraftHead | None = None,
+    block_start: str = "random",
 ) -> DraftHead:
     """A head for `model`, attached; its draft vocabulary holds the most frequent tokens of `documents`.
 
     Args:
         init_from: a trained head; every component starts as a copy of one of its components plus
             noise, and where the draft vocabulary is of one size, it is the same.
+        block_start: "random", or "base" for the base model's last layer where names and shapes allow; in
+            both cases a block writes nothing at first. Not used where `init_from` has a block.
 
     Raises:
         InputError: `init_from` does not fit; see `grow`.
     """
     config.base_model = describe_base(model, tokenizer)
     head = DraftHead(config)
+    if head.block is not None and block_start == "base":
+        head.block.take(decoder_layers(model, upto=1)[-1])
     if init_from is not None:
         grow(head, init_from)
     if init_from is None or init_from.config.draft_vocab_size != config.draft_vocab_size:
@@ -63,7 +68,8 @@ def grow(head: DraftHead, trained: DraftHead) -> None:
 
     Copies get relative noise of `NOISE`, since identical components have identical gradients; they share
     the weight of the component they copy evenly, so the joint is the trained one up to the noise. Members
-    may differ: transitions start at the identity and biases at zero where the trained head has none.
+    may differ: transitions start at the identity and biases at zero where the trained head has none. So may
+    features: see `take_features`.
 
     Raises:
         InputError: they differ in more, or the trained rank is above.
@@ -78,8 +84,7 @@ def grow(head: DraftHead, trained: DraftHead) -> None:
     index = torch.arange(head.config.rank) % trained.config.rank
     if head.config.draft_vocab_size == trained.config.draft_vocab_size:
         head.draft_ids.copy_(trained.draft_ids)
-    if head.fuse is not None and trained.fuse is not None:
-        head.fuse.load_state_dict(trained.fuse.state_dict())
+    take_features(head, trained)
     head.gate.take(trained.gate, index)
     if head.previous is not None and trained.previous is not None:
         if head.config.markov_rank != trained.config.markov_rank:
@@ -95,6 +100,34 @@ def grow(head: DraftHead, trained: DraftHead) -> None:
             if name == "maps.inner.weight":
                 old = old.unflatten(0, (trained.config.positions, -1, head.config.map_rank))
             value.copy_(_noisy(old[positions[:, None], index], len(index)).view_as(value))
+
+
+def take_features(head: DraftHead, trained: DraftHead) -> None:
+    """The features of a trained head; a block, or layers, that it lacks change nothing at the start.
+
+    Raises:
+        InputError: it has a block or layers that `head` lacks, or others; or one reads the hidden state alone.
+    """
+    old, new = trained.config, head.config
+    if (old.features == "hidden") != (new.features == "hidden") or old.features == "block" != new.features:
+        raise InputError(
+            f"--init-from has features {old.features!r}, this run {new.features!r}: a block can start from "
+            "fused features, all others must agree"
+        )
+    for name in ("layers", "block"):
+        if getattr(old, name) and getattr(old, name) != getattr(new, name):
+            raise InputError(
+                f"--init-from has {name} {getattr(old, name)}, this run {getattr(new, name)}: they must agree"
+            )
+    if head.fuse is not None and trained.fuse is not None:
+        d = new.hidden_size
+        before = trained.fuse.up.weight  # columns: the last state, further layers, the embedding
+        head.fuse.up.weight.zero_()
+        head.fuse.up.weight[:, : before.shape[1] - d] = before[:, :-d]
+        head.fuse.up.weight[:, -d:] = before[:, -d:]
+        head.fuse.down.weight.copy_(trained.fuse.down.weight)
+    if head.block is not None and trained.block is not None:
+        head.block.load_state_dict(trained.block.state_dict())
 
 
 def _noisy(value: Tensor, rank: int) -> Tensor:

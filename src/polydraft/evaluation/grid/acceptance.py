@@ -54,11 +54,14 @@ def replay_variants(
     ]
     if not wanted:
         return
-    texts = read_texts(config, store, model)
+    texts: dict[tuple[int, ...], list[Continuation]] = {}  # by the layers that heads read
     with progress.counting("replay", len(wanted)) as advance:
         for variant in wanted:
             head = open_variant(store, variant, model, tokenizer)
-            rows = {mode: walk_rows(head, texts, mode=mode) for mode in modes_of(head)}
+            layers = tuple(head.config.layers)
+            if layers not in texts:
+                texts[layers] = read_texts(config, store, model, layers=layers)
+            rows = {mode: walk_rows(head, texts[layers], mode=mode) for mode in modes_of(head)}
             made_with = store.replay_settings(variant)
             write_json(store.replay_path(variant), {"made_with": made_with, "modes": rows})
             advance(variant.name)

@@ -60,6 +60,7 @@ class Evaluation:
         speed_prompts, speed_tokens: prompts decoded for the wall clock, and tokens of each.
         draws: of the bootstrap. seed: of what is sampled.
         variants: further ways to draft with trained cells.
+        reference: the cell that all are compared with; "": the first independent one of the same horizon.
 
     Raises:
         InputError: a number outside its range.
@@ -74,6 +75,7 @@ class Evaluation:
     draws: int = 2000
     seed: int = 0
     variants: tuple[Variant, ...] = ()
+    reference: str = ""
 
     def __post_init__(self) -> None:
         least = {"max_new_tokens": 2, "samples": 1, "batch_size": 1, "speed_prompts": 0, "speed_tokens": 2}
@@ -114,7 +116,9 @@ class GridConfig:
         return next(cell for cell in self.trained if cell.name == name)
 
     def reference(self, cell: Cell) -> Cell | None:
-        """The independent cell that `cell` is compared with: the first one of its horizon."""
+        """The cell that `cell` is compared with: see `Evaluation.reference`."""
+        if self.evaluation.reference:
+            return self.cell(self.evaluation.reference)
         found = (c for c in self.cells if c.options.horizon == cell.options.horizon and is_independent(c))
         return next(found, None)
 

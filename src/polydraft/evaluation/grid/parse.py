@@ -107,6 +107,8 @@ def _evaluation(table: dict[str, Any], cells: Mapping[str, Cell]) -> Evaluation:
             check_modes(verification=variants[name].verification, drafting=DRAFTING)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+    if table.get("reference", "") not in ("", *cells):
+        raise InputError(f"[evaluation]: `reference` must name one of the cells, got {table['reference']!r}")
     return Evaluation(**table | {"variants": tuple(variants.values())})
 
 
@@ -120,11 +122,16 @@ def _name(row: dict[str, Any], *, taken: Collection[str]) -> str:
 
 
 def _options(table: dict[str, Any], *, where: str) -> TrainOptions:
-    known = {f.name: type(f.default) for f in fields(TrainOptions) if f.name != "report_to"}
+    kinds: dict[object, type] = {None: float, (): list}  # a weight that a preset gives; a tuple
+    known = {f.name: kinds.get(f.default) or type(f.default) for f in fields(TrainOptions)}
+    del known["report_to"]
     _check(table, known, where=where)
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+    }
     try:
         joint = table.get("joint", TrainOptions.joint)
-        return TrainOptions(**{"rank": default_rank(joint)} | table)
+        return TrainOptions(**{"rank": default_rank(joint)} | given)
     except PolydraftError as error:
         raise InputError(f"{where}: {error}") from error
 

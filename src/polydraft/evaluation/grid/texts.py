@@ -87,32 +87,46 @@ def text_names(evaluation: Evaluation) -> list[str]:
     return ["greedy", *(f"sampled-{k + 1}" for k in range(evaluation.samples))]
 
 
-def read_texts(config: GridConfig, store: Store, model: PreTrainedModel) -> list[Continuation]:
-    """All continuations, with the base model's states and probabilities."""
+def read_texts(
+    config: GridConfig, store: Store, model: PreTrainedModel, *, layers: Sequence[int] = ()
+) -> list[Continuation]:
+    """All continuations, with the base model's states and probabilities; `layers` as in `with_states`."""
     found = []
     for number, name in enumerate(text_names(config.evaluation)):
         rows = [json.loads(line) for line in (store.texts / f"{name}.jsonl").read_text().splitlines()]
         documents = [Document(row["input_ids"], row["prompt_length"]) for row in rows]
-        texts = with_states(model, documents)
+        texts = with_states(model, documents, layers=layers)
         found += [Continuation(prompt=i, sampled=number > 0, text=text) for i, text in enumerate(texts)]
     return found
 
 
 @torch.inference_mode()
-def with_states(model: PreTrainedModel, documents: Sequence[Document], *, batch_size: int = 8) -> list[Text]:
-    """The part of each document that is to be learnt from as a `Text`, by a forward over the whole of it."""
+def with_states(
+    model: PreTrainedModel, documents: Sequence[Document], *, layers: Sequence[int] = (), batch_size: int = 8
+) -> list[Text]:
+    """The part of each document that is to be learnt from as a `Text`, by a forward over the whole of it.
+
+    Args:
+        layers: further ones whose states are kept, as heads read them.
+    """
     out: dict[int, Text] = {}
     order = sorted(range(len(documents)), key=lambda i: -len(documents[i].input_ids))
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         batch = collate([vars(documents[i]) for i in part])
         ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-        with HiddenTap(model) as tap:
+        with HiddenTap(model, layers=layers) as tap:
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             hidden = tap.hidden
         for row, i in enumerate(part):
             first, end = documents[i].learn_from, len(documents[i].input_ids)
             tokens, before = ids[row, first:end], slice(first - 1, end - 1)
             log_probs = logits[row, before].float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-            out[i] = Text(tokens=tokens, hidden=hidden[row, before].clone(), log_probs=log_probs)
+            out[i] = Text(
+                tokens=tokens,
+                hidden=hidden[row, before].clone(),
+                log_probs=log_probs,
+                told=ids[row, 1:first],
+                told_hidden=hidden[row, : first - 1].clone(),
+            )
     return [out[i] for i in range(len(documents))]

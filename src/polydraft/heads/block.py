@@ -1,0 +1,113 @@
+"""One causal transformer layer over the fused features of the whole context, and what it remembers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from polydraft.errors import InputError
+
+SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "rms_norm_eps")
+"""Of a block; taken from the base model where it has them."""
+
+
+def block_sizes(base: PreTrainedConfig) -> dict[str, Any]:
+    """The sizes of a block like one layer of the base model: `SIZES` and `rope_theta`."""
+    found = {name: getattr(base, name) for name in SIZES if getattr(base, name, None) is not None}
+    theta = (getattr(base, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+    found.setdefault("intermediate_size", 4 * base.hidden_size)
+    return found | {"rope_theta": theta}
+
+
+class ContextBlock(nn.Module):
+    """u = x + mlp(norm(x)), x = f + attention(norm(f)): a Llama layer over fused features f, causal.
+
+    The draft model of EAGLE (Li et al. 2024, arXiv 2401.15077) is one such layer; here it is run once a
+    cycle, not once a draft. Its output projections start at zero, so u starts as f.
+
+    Args:
+        hidden_size: d. sizes: as `block_sizes` gives them.
+
+    Raises:
+        InputError: sizes that make no layer.
+    """
+
+    def __init__(self, hidden_size: int, sizes: dict[str, Any]) -> None:
+        super().__init__()
+        unknown = set(sizes) - {*SIZES, "rope_theta"}
+        if unknown or "num_attention_heads" not in sizes or "intermediate_size" not in sizes:
+            raise InputError(f"a block needs {', '.join(SIZES)} and rope_theta, got {sizes}")
+        rest = {name: value for name, value in sizes.items() if name != "rope_theta"}
+        self.layer_config = LlamaConfig(
+            hidden_size=hidden_size,
+            num_hidden_layers=1,
+            rope_parameters={"rope_type": "default", "rope_theta": float(sizes.get("rope_theta", 10_000.0))},
+            **rest,
+        )
+        self.layer_config._attn_implementation = "sdpa"
+        self.layer = LlamaDecoderLayer(self.layer_config, 0)
+        self._rotary: list[LlamaRotaryEmbedding] = []  # a list: it holds tables, no weights
+
+    def reset(self) -> None:
+        """Small random projections; zero where they write."""
+        for name, module in self.layer.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if name in ("self_attn.o_proj", "mlp.down_proj"):
+                    nn.init.zeros_(module.weight)
+            elif hasattr(module, "variance_epsilon"):
+                nn.init.ones_(module.weight)
+
+    @torch.no_grad()
+    def take(self, layer: nn.Module) -> list[str]:
+        """Start from a layer of the base model, where names and shapes allow; what writes starts at zero.
+
+        Returns:
+            The names of the parameters taken.
+        """
+        own, taken = dict(self.layer.named_parameters()), []
+        for name, value in layer.named_parameters():
+            writes = name.startswith(("self_attn.o_proj", "mlp.down_proj"))
+            if not writes and name in own and own[name].shape == value.shape:
+                own[name].copy_(value)
+                taken.append(name)
+        return taken
+
+    def forward(
+        self, features: Tensor, *, position_ids: Tensor | None = None, cache: DynamicCache | None = None
+    ) -> Tensor:
+        """f (B, T, d) -> u (B, T, d), u_t from f_1..f_t.
+
+        Args:
+            position_ids: (B, T), restarting where a packed row begins another document, which sees nothing
+                of those before it; None counts on from the cache.
+            cache: what earlier calls saw; grows by T.
+        """
+        if not self._rotary or self._rotary[0].inv_freq.device != features.device:
+            self._rotary = [LlamaRotaryEmbedding(self.layer_config).to(features.device)]
+        seen = 0 if cache is None else cache.get_seq_length()
+        places = position_ids
+        if places is None:
+            places = (seen + torch.arange(features.shape[1], device=features.device))[None]
+        mask = create_causal_mask(
+            config=self.layer_config,
+            inputs_embeds=features,
+            attention_mask=None,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+        out = self.layer(
+            features,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            position_embeddings=self._rotary[0](features, places),
+        )
+        assert isinstance(out, Tensor)
+        return out
