@@ -16,6 +16,9 @@ HIDDEN_SIZE = 32
 WINDOW = 8
 """Tokens a sliding-window layer sees; shorter than any test text."""
 
+BLOCK = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "rope_theta": 5000.0}
+"""Sizes of a block over features of `HIDDEN_SIZE`."""
+
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<bos>{{ message.role }}: {{ message.content }}<eos>{% endfor %}"

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from polydraft.adapters import load_adapter
 from polydraft.embedded import EMBEDDED, OnProgress, embedded_model
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig, DraftHead
@@ -65,13 +66,18 @@ def set_threads(threads: int | None) -> str:
 
 
 def load_model(
-    name: str, *, dtype: torch.dtype, on_progress: OnProgress | None = None
+    name: str,
+    *,
+    dtype: torch.dtype,
+    adapter: str | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, in eval mode on `default_device()`.
 
     Args:
         name: `smollm2-135m-instruct` (the embedded model), a folder, or a hub id. A local folder of
             the embedded model's name is written `./smollm2-135m-instruct`.
+        adapter: folder of a LoRA adapter to put into the model.
         on_progress: called with a line for each stage when the embedded model is converted.
 
     Raises:
@@ -83,7 +89,10 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source)
     if name == EMBEDDED:
         model.config.name_or_path = model.name_or_path = EMBEDDED
-    return cast(Any, model).to(default_device()).eval(), tokenizer
+    model = cast(Any, model).to(default_device())
+    if adapter is not None:
+        load_adapter(model, Path(adapter))
+    return model.eval(), tokenizer
 
 
 def load_head(

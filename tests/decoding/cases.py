@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from polydraft.heads import DraftHead
 from tests.decoding.tables import TableHead, TableModel, prepared_processors
-from tests.tiny import tiny_head, tiny_model
+from tests.tiny import BLOCK, tiny_head, tiny_model
 
 VOCAB_SIZE, HORIZON = 5, 3
 PROMPT = torch.tensor([[0, 3, 1]])
@@ -56,7 +56,7 @@ class Case:
 
 
 CASES = [
-    Case("independent", 1, "fused", 5, {"temperature": 0.7, "top_k": 0}),
+    Case("independent", 1, "block", 5, {"temperature": 0.7, "top_k": 0}, {"block": BLOCK}),
     Case("cp", 3, "hidden", 4, {"temperature": 1.0, "top_k": 0}),
     Case("hmm", 3, "fused", 4, {"temperature": 1.5, "top_k": 0}),
     Case("cp", 3, "fused", 4, {"temperature": 0.7, "top_k": 3}),

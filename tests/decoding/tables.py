@@ -80,12 +80,26 @@ class TableModel:
                 self.logits[tokens] = logits[row, prompt.shape[1] + length - 1]
                 self.number[tokens] = len(self.hidden)
                 self.hidden.append(hidden[row, prompt.shape[1] + length - 1])
+        self.tokens = list(self.number)
+        self.prompt_hidden = hidden[0, : prompt.shape[1] - 1]
         self._output = nn.Identity()
+        self._decoder = Wrapping()
         self._blocks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def get_output_embeddings(self) -> nn.Module:
         """What `HiddenTap` hooks."""
         return self._output
+
+    def get_decoder(self) -> nn.Module:
+        """What `HiddenTap` hooks for all rows."""
+        return self._decoder
+
+    def context(self, number: int, next_token: int) -> tuple[Tensor, Tensor]:
+        """All real states up to a hidden state, and the token after each; (1, T, d) and (1, T)."""
+        told = self.tokens[number]
+        states = [*self.prompt_hidden, *(self.hidden[self.number[told[:k]]] for k in range(len(told) + 1))]
+        after = [*self.prompt[0, 1:].tolist(), *told, next_token]
+        return torch.stack(states)[None], torch.tensor([after])
 
     def _supports_logits_to_keep(self) -> bool:
         return True
@@ -103,8 +117,15 @@ class TableModel:
             numbers = torch.tensor([[[self.number[end]] for end in ends]])
             self._blocks[key] = (torch.stack([self.logits[end] for end in ends])[None], numbers)
         logits, numbers = self._blocks[key]
-        self._output(numbers)
+        self._output(self._decoder(numbers)[0])
         return SimpleNamespace(logits=logits)
+
+
+class Wrapping(nn.Module):
+    """Returns a tuple, as decoders do."""
+
+    def forward(self, numbers: Tensor) -> tuple[Tensor]:
+        return (numbers,)
 
 
 class PooledJoint(JointDistribution):
@@ -178,20 +199,25 @@ class TableHead:
         self._pooled = pooled
         self.config = head.config
         self.draft_ids = head.draft_ids
+        self.switch = None
         self._head = head
         self._table = table
         self._joints: dict[tuple[int, int], JointDistribution] = {}
 
     def __call__(self, hidden: Tensor, next_tokens: Tensor) -> JointDistribution:
-        key = (int(hidden), int(next_tokens))
+        key = (int(hidden.flatten()[-1]), int(next_tokens.flatten()[-1]))
         if key not in self._joints:
-            hidden = self._table.hidden[key[0]][None]
+            states, after = self._table.context(*key)
             with torch.no_grad():
-                joint = self._head(hidden, next_tokens)
+                joint = self._head(states, after)
                 if self._pooled:
-                    joint = PooledJoint(joint, self._head(hidden.repeat(POOL, 1), next_tokens.repeat(POOL)))
+                    joint = PooledJoint(joint, self._head(states.repeat(POOL, 1, 1), after.repeat(POOL, 1)))
             self._joints[key] = joint
         return self._joints[key]
+
+    def reader(self) -> TableHead:
+        """What follows a text: every state knows its own past, so it remembers nothing."""
+        return self
 
 
 def prepared_processors(model: PreTrainedModel, prompt: Tensor, **options: Any) -> LogitsProcessorList:

@@ -22,7 +22,7 @@ import polydraft
 from polydraft.decoding import block, verify
 from polydraft.decoding.loop import Engine
 from polydraft.decoding.verify import Verified
-from polydraft.joint import Chain
+from polydraft.joint import Chain, JointDistribution
 from polydraft.modes import VERIFICATIONS
 from tests.decoding.cases import (
     CASES,
@@ -162,9 +162,8 @@ class TestPlantedFaults:
 
     def test_q_taken_before_the_warper(self) -> None:
         class Unwarped(WatchedEngine):
-            def draft(self, hidden: Tensor, prefix: Tensor, limit: int) -> Chain:
-                tokens = super().draft(hidden, prefix, limit).tokens
-                joint = self.head(hidden, prefix[:, -1])
+            def draft(self, joint: JointDistribution, prefix: Tensor, limit: int) -> Chain:
+                tokens = super().draft(joint, prefix, limit).tokens
                 rows = [joint.conditional(tokens[:, :s]) for s in range(tokens.shape[1])]
                 return Chain(
                     tokens, torch.stack(rows, dim=1) if rows else torch.empty(1, 0, joint.vocab_size)

@@ -52,7 +52,12 @@ class Steps:
         if begun not in self._drafts:
             hidden = torch.tensor([[self.table.number[begun[:-1]]]])
             limit = min(HORIZON, LENGTH - len(begun))
-            draw: Callable[[], Chain] = lambda: self.engine.draft(hidden, self.ids(begun), limit)  # noqa: E731
+            ids = self.ids(begun)
+            draw: Callable[[], Chain] = lambda: (  # noqa: E731
+                self.engine.draft(self.engine.head(hidden, ids[:, -1]), ids, limit)
+                if limit
+                else self.engine.no_drafts(hidden)
+            )
             self._drafts[begun] = list(self.choices.every(draw, depth=limit))  # what comes after is cut off
         return self._drafts[begun]
 

@@ -17,7 +17,7 @@ from polydraft.evaluation.prompts import prompts_path, read_prompts
 from polydraft.heads import DraftHead
 from polydraft.loading import load_head, load_model
 from tests.decoding.oracle import oracle
-from tests.tiny import KINDS, WINDOW, tiny_head, tiny_model
+from tests.tiny import BLOCK, KINDS, WINDOW, tiny_head, tiny_model
 
 VOCAB_SIZE, NEW_TOKENS, HORIZON = 64, 64, 4
 WINDOWED = ("gemma2", "gemma3", "mistral")
@@ -51,8 +51,13 @@ def check_identical(model: PreTrainedModel, head: DraftHead, prompt: Tensor, **o
 class TestEveryKind:
     def test_with_a_random_head(self, kind: str, length: int) -> None:
         model = tiny_model(kind, vocab_size=VOCAB_SIZE)
-        features = "hidden" if length == 5 else "fused"
-        head = tiny_head(model, rank=3, horizon=3, features=features, draft_vocab_size=40)
+        features: dict[str, Any] = {"features": "hidden"} if length == 5 else {"layers": [1]}
+        head = tiny_head(model, rank=3, horizon=3, draft_vocab_size=40, **features)
+        check_identical(model, head, prompt_of(length))
+
+    def test_with_a_block(self, kind: str, length: int) -> None:
+        model = tiny_model(kind, vocab_size=VOCAB_SIZE)
+        head = tiny_head(model, features="block", block=BLOCK, layers=[2], draft_vocab_size=40)
         check_identical(model, head, prompt_of(length))
 
     def test_with_accepted_runs_of_every_length(self, kind: str, length: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from polydraft.heads import DraftHead
 from polydraft.joint import LatentMixture
@@ -58,15 +59,18 @@ def whole_joint(head: DraftHead, anchors: Anchors) -> LatentMixture:
     return LatentMixture(head.gate(features), logits, bias)
 
 
-def reference(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tensor]:
-    """nll (S,) and kl (S,), one anchor and one position at a time, through `joint.conditional`.
+def reference(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tensor, Tensor]:
+    """nll, kl and tv (S,), one anchor and one position at a time, through `joint.conditional`.
 
+    kl by a library's formula, of the base model's row confined to the draft vocabulary, times its mass there;
+    tv as half the sum of differences over all of the base model's tokens, most of which q cannot say.
     A position outside V' tells nothing; only x[t+1] (position 0 of `hidden` features) can be such a gap
     before a target that counts.
     """
     assert anchors.teacher is not None and anchors.teacher_index is not None
-    nll = [torch.zeros(()) for _ in range(head.config.positions)]
-    kl = [torch.zeros(()) for _ in range(head.config.positions)]
+    nll, kl, tv = ([torch.zeros(()) for _ in range(head.config.positions)] for _ in range(3))
+    base = anchors.teacher.logits
+    assert base is not None
     for i, line in enumerate(anchors.targets):
         own = slice(i, i + 1)
         one = whole_joint(
@@ -76,8 +80,11 @@ def reference(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tensor]:
             row = one.conditional(line[None, :s])[0]
             p = anchors.teacher.log_rows(anchors.teacher_index[own, s])[0].exp()
             nll[s] = nll[s] - row[line[s]]
-            kl[s] = kl[s] - (p * row).sum()
-    return torch.stack(nll), torch.stack(kl)
+            kl[s] = kl[s] + p.sum() * kl_div(row, (p / p.sum()).log(), log_target=True, reduction="sum")
+            whole = torch.zeros(head.config.vocab_size).index_put((head.draft_ids,), row.exp())
+            differences = base[anchors.teacher_index[i, s]].softmax(-1) - whole
+            tv[s] = tv[s] + differences.abs().sum() / 2
+    return torch.stack(nll), torch.stack(kl), torch.stack(tv)
 
 
 def gradients(head: DraftHead, total: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from polydraft.errors import InputError
+from polydraft.errors import InputError, PolydraftError
 from polydraft.heads import DraftHead
 from polydraft.training.anchors import anchor_mask, build_anchors
 from polydraft.training.cache import cache_bytes, cache_hidden, cache_path, load_or_cache
@@ -165,3 +167,34 @@ class TestCache:
         for _ in range(2):
             found = load_or_cache(tmp_path, model, documents)
         assert found[0].hidden is not None and found[0].hidden.dtype == torch.bfloat16
+
+    def test_full_disks_are_told_before_and_meanwhile(
+        self, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usage = shutil.disk_usage(tmp_path)
+        needed = cache_bytes(model, self.documents)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+        with pytest.raises(InputError, match=r"hidden states need .* make room"):
+            load_or_cache(tmp_path, model, self.documents)
+        monkeypatch.undo()
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            with pytest.raises(PolydraftError, match="cannot write .* make room"):
+                load_or_cache(tmp_path, model, self.documents)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_further_layers(self, model: PreTrainedModel, tmp_path: Path) -> None:
+        assert cache_path(tmp_path, model, self.documents) != cache_path(
+            tmp_path, model, self.documents, layers=[1]
+        )
+        for _ in range(2):
+            found = load_or_cache(tmp_path, model, self.documents, layers=[1])
+        for document in found:
+            ids = torch.tensor([document.input_ids])
+            states = model(ids, output_hidden_states=True).hidden_states
+            expected = torch.cat([states[-1], states[1]], -1)[0]
+            assert document.hidden is not None
+            torch.testing.assert_close(document.hidden, expected, rtol=1e-4, atol=1e-5)

@@ -30,10 +30,31 @@ def model() -> PreTrainedModel:
 
 def make(model: PreTrainedModel, out: Path, **changes: Any) -> int:
     """`collect` of PROMPTS with small defaults."""
-    rest = {k: changes.pop(k) for k in ("worker", "recipe", "on_progress") if k in changes}
+    rest = {k: changes.pop(k) for k in ("worker", "run", "on_progress", "on_note") if k in changes}
     prompts = changes.pop("prompts", PROMPTS)
     options = CollectOptions(**({"max_new_tokens": 12, "batch_size": 4} | changes))
     return collect(model, TOKENIZER, prompts, out, options=options, **rest)
+
+
+def test_prompts_that_cannot_be_written_from_are_refused(model: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="all prompts are empty"):
+        make(model, tmp_path, prompts=[{"prompt": ""}])
+    with pytest.raises(InputError, match="come to 602 tokens, the model takes 512: write fewer"):
+        make(model, tmp_path, prompts=[{"prompt": "ab"}], max_new_tokens=600)
+    assert list(tmp_path.iterdir()) == []
+    plain = tiny_tokenizer()
+    plain.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        encode_prompt(PROMPTS[-1], plain)
+
+
+def test_a_tokenizer_without_pad_or_end_will_do(model: PreTrainedModel, tmp_path: Path) -> None:
+    plain = tiny_tokenizer()
+    plain.pad_token = plain.eos_token = None
+    options = CollectOptions(max_new_tokens=12, batch_size=4)
+    collect(model, plain, PROMPTS[:-1], tmp_path / "a", options=options)
+    collect(model, TOKENIZER, PROMPTS[:-1], tmp_path / "b", options=options)
+    assert shards(tmp_path / "a") == shards(tmp_path / "b")
 
 
 def shards(out: Path) -> dict[str, str]:
@@ -104,9 +125,9 @@ def test_only_missing_shards_are_made_again(model: PreTrainedModel, tmp_path: Pa
 
 def test_two_workers_together_equal_one(model: PreTrainedModel, tmp_path: Path) -> None:
     make(model, tmp_path / "one")
-    make(model, tmp_path / "two", worker=(1, 2), recipe={"command": "second"})
+    make(model, tmp_path / "two", worker=(1, 2), run={"command": "second"})
     assert list(shards(tmp_path / "two")) == ["shard-00001.jsonl"]
-    make(model, tmp_path / "two", worker=(0, 2), recipe={"command": "first"})
+    make(model, tmp_path / "two", worker=(0, 2), run={"command": "first"})
     assert shards(tmp_path / "two") == shards(tmp_path / "one")
 
 
@@ -128,25 +149,6 @@ def test_long_prompts_keep_their_end_and_batches_have_like_lengths() -> None:
     prompts = [{"prompt": chr(97 + i) * n} for i, n in enumerate((100, 3, 40, 100, 4, 41))]
     cut = batches(prompts, TOKENIZER, CollectOptions(batch_size=2, max_prompt_tokens=64))
     assert sorted(sorted(len(ids) for ids, _ in batch) for batch in cut) == [[3, 4], [40, 41], [64, 64]]
-
-
-def test_recipe_is_recorded_and_another_one_refused(model: PreTrainedModel, tmp_path: Path) -> None:
-    make(model, tmp_path, recipe={"model": "tiny", "command": "polydraft collect"})
-    found = json.loads((tmp_path / "recipe.json").read_text())
-    assert found == {
-        "model": "tiny",
-        "command": "polydraft collect",
-        "temperatures": [0.0, 1.0],
-        "max_new_tokens": 12,
-        "max_prompt_tokens": 256,
-        "batch_size": 4,
-        "seed": 0,
-    }
-    with pytest.raises(InputError, match="holds shards with seed 0, not 1: choose another folder"):
-        make(model, tmp_path, seed=1)
-    with pytest.raises(InputError, match="holds shards with model tiny, not other"):
-        make(model, tmp_path, recipe={"model": "other"})
-    assert json.loads((tmp_path / "recipe.json").read_text()) == found
 
 
 def test_progress_counts_batches_and_tokens(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def test_collect_writes_shards_that_train_reads(model: Path, prompts: Path, tmp_
     assert result.stdout == ""
     assert len(list(out.glob("shard-*.jsonl"))) == 3
     recipe = json.loads((out / "recipe.json").read_text())
-    assert recipe["model"] == str(model)
+    assert recipe["base_model"]["id"] == str(model)
+    assert recipe["runs"][0]["prompts"] == str(prompts)
+    assert "5 documents, " in result.stderr
     assert recipe["temperatures"] == [1.0]
     again = collect(model, prompts, out, "--temperature", "1")
     assert again.exit_code == 0, again.output

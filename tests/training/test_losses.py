@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from polydraft.training.teacher import Teacher
 from tests.tiny import HIDDEN_SIZE, tiny_head, tiny_model
 from tests.training.plain import assert_close, gradients, make_anchors, make_head, reference, whole_joint
 
-TEXT_ONLY = LossWeights(nll=1.0, kl=0.0, balance=0.0)
+TEXT_ONLY = LossWeights(nll=1.0, balance=0.0)
 FORMS: tuple[dict[str, Any], ...] = (
     {"rank": 1},
     {"rank": 3},
@@ -70,15 +71,16 @@ def test_drafting_and_training_see_one_joint(form: dict[str, Any]) -> None:
 
 
 @forms
-def test_both_losses_equal_the_rows_of_the_joint(form: dict[str, Any]) -> None:
+def test_all_terms_equal_the_rows_of_the_joint(form: dict[str, Any]) -> None:
     head = make_head(**form)
     anchors = make_anchors(head, count=12, outside=0.3)
-    nll, kl = reference(head, anchors)
-    found = head_losses(head, anchors, LossWeights(nll=0.3, kl=0.7, balance=0.0, discount=0.5))
+    nll, kl, tv = reference(head, anchors)
+    found = head_losses(head, anchors, LossWeights(nll=0.3, kl=0.7, tv=0.9, balance=0.0, discount=0.5))
     assert_close(found.nll, nll)
     assert_close(found.kl, kl)
+    assert_close(found.tv, tv)
     gamma = 0.5 ** torch.arange(head.config.positions)
-    assert_close(found.total, ((0.3 * nll + 0.7 * kl) * gamma).sum())
+    assert_close(found.total, ((0.3 * nll + 0.7 * kl + 0.9 * tv) * gamma).sum())
     assert found.counts.tolist() == anchors.valid.sum(0).tolist()
     latent = whole_joint(head, anchors).latent
     first = latent.root if isinstance(latent, BinaryTree) else latent.log_weights(latent.start(), 0)
@@ -86,12 +88,13 @@ def test_both_losses_equal_the_rows_of_the_joint(form: dict[str, Any]) -> None:
 
 
 @forms
-def test_gradients_equal_those_of_the_plain_formula(form: dict[str, Any]) -> None:
+@pytest.mark.parametrize("term", ["kl", "tv"])
+def test_gradients_equal_those_of_the_plain_formula(form: dict[str, Any], term: str) -> None:
     head = make_head(**form)
     anchors = make_anchors(head, outside=0.2)
-    nll, kl = reference(head, anchors)
-    plain = gradients(head, (0.3 * nll + 0.7 * kl).sum())
-    weights = LossWeights(nll=0.3, kl=0.7, balance=0.0)
+    nll, kl, tv = reference(head, anchors)
+    plain = gradients(head, (0.3 * nll + 2.0 * {"kl": kl, "tv": tv}[term]).sum())
+    weights = replace(TEXT_ONLY, nll=0.3, **{term: 2.0})
     found = gradients(head, head_losses(head, anchors, weights, chunk=3).total)
     for name, expected in plain.items():
         assert_close(found[name], expected)
@@ -103,7 +106,7 @@ def test_gradients_equal_those_of_the_plain_formula(form: dict[str, Any]) -> Non
 def test_the_chunk_changes_nothing(chunk: int, joint: str) -> None:
     head = make_head(rank=3, joint=joint)
     anchors = make_anchors(head, count=8, outside=0.2)
-    weights = LossWeights(nll=0.5, kl=0.5, balance=0.1)
+    weights = LossWeights(nll=0.5, kl=0.5, tv=0.5, balance=0.1)
     whole, parts = (head_losses(head, anchors, weights, chunk=c) for c in (64, chunk))
     for name in Losses._fields:
         assert_close(getattr(parts, name).float(), getattr(whole, name).float())
@@ -116,7 +119,7 @@ def test_no_distillation_without_a_teacher() -> None:
     head = make_head()
     anchors = make_anchors(head)._replace(teacher=None, teacher_index=None)
     found = head_losses(head, anchors, LossWeights(nll=1.0, kl=1.0, balance=0.0))
-    assert found.kl.tolist() == [0.0] * 3
+    assert found.kl.tolist() == found.tv.tolist() == [0.0] * 3
     assert_close(found.total, found.nll.sum())
 
 
@@ -131,10 +134,10 @@ def test_what_is_not_valid_contributes_nothing() -> None:
         targets=torch.where(valid, anchors.targets, -1),
         teacher_index=torch.where(valid, anchors.teacher_index, 0),
     )
-    weights = LossWeights(nll=0.5, kl=0.5, balance=0.0)
+    weights = LossWeights(nll=0.5, kl=0.5, tv=0.5, balance=0.0)
     first, second = (head_losses(head, a, weights) for a in (masked, scrambled))
     assert_close(first.total, second.total)
-    assert first.nll[2] == first.kl[2] == 0
+    assert first.nll[2] == first.kl[2] == first.tv[2] == 0
     assert first.counts.tolist() == [4, 4, 0]
     fields = ("hidden", "next_tokens", "targets", "valid", "teacher_index")
     few = masked._replace(**{name: getattr(masked, name)[:4] for name in fields})
@@ -147,7 +150,7 @@ def test_what_is_not_valid_contributes_nothing() -> None:
 def test_nothing_to_learn_from_is_a_loss_of_zero(features: str, joint: str, count: int) -> None:
     head = make_head(rank=1 if joint == "independent" else 2, joint=joint, features=features)
     anchors = make_anchors(head, count=count, outside=2.0)
-    found = head_losses(head, anchors, LossWeights(nll=0.5, kl=0.5, balance=0.0))
+    found = head_losses(head, anchors, LossWeights(nll=0.5, kl=0.5, tv=0.5, balance=0.0))
     assert found.total == 0
     assert bool(found.load.isfinite().all())
     assert all(not g.any() for g in gradients(head, found.total).values())
@@ -175,7 +178,7 @@ def test_logits_of_all_anchors_never_exist(form: dict[str, Any]) -> None:
     anchors = make_anchors_of_full_vocabulary(head, count)
     config = head.config
     with LargestTensor() as seen:
-        found = head_losses(head, anchors, LossWeights(nll=0.5, kl=0.5), chunk=chunk)
+        found = head_losses(head, anchors, LossWeights(nll=0.5, kl=0.5, tv=0.5), chunk=chunk)
         found.total.backward()  # type: ignore[no-untyped-call]
     every_logit = count * config.positions * config.rank * config.draft_vocab_size
     parameters = max(p.numel() for p in head.parameters())

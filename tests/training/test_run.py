@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from polydraft.errors import InputError, PolydraftError
 from polydraft.heads import DraftHead
 from polydraft.training.data import data_hash, read_documents
-from polydraft.training.run import last_complete_checkpoint
+from polydraft.training.folder import describe_head, last_complete_checkpoint
 from polydraft.versions import versions
 from tests.tiny import tiny_head, tiny_model, tiny_tokenizer
 from tests.training.runs import DEFAULTS, StopAt, Stopped, run, same_weights, weights, write_corpus
@@ -248,9 +248,13 @@ class TestRefused:
         with pytest.raises(Stopped):
             run(data, out, callbacks=[StopAt(5)])
         self.expect("continue it with --resume", data, out)
-        self.expect("other options or data", data, out, resume=True, learning_rate=1e-4)
+        self.expect(
+            "other options or data (learning_rate, seed)", data, out, resume=True, learning_rate=1e-4, seed=3
+        )
         more = write_corpus(tmp_path / "more.jsonl", count=31)
-        self.expect("other options or data", more, out, resume=True)
+        self.expect("other options or data (data)", more, out, resume=True)
+        double = tiny_model(vocab_size=len(tiny_tokenizer())).to(torch.bfloat16)  # type: ignore[arg-type]
+        self.expect("other options or data (dtype)", data, out, resume=True, model=double)
         other = tiny_model(vocab_size=len(tiny_tokenizer()), seed=1)
         self.expect("has another weights", data, out, resume=True, model=other)
 
@@ -271,6 +275,13 @@ class TestRefused:
             ({"discount": 0.0}, "discount must be"),
             ({"balance": -1.0}, "balance must be"),
             ({"held_out": 1.0}, "between 0 and 1"),
+            ({"warmup": -1}, "warmup must be 0 or more"),
+            ({"weight_decay": -0.1}, "weight_decay must be 0 or more"),
+            ({"scheduler": "reduce_lr_on_plateau"}, "scheduler must be one of linear, cosine"),
+            ({"mixed_precision": "fp8"}, "mixed_precision must be one of no, bf16, fp16"),
+            ({"mixed_precision": "fp16"}, "needs a GPU"),
+            ({"fsdp": True}, "start it with torchrun"),
+            ({"report_to": ("nonsense",)}, "--report-to nonsense: not known or not installed"),
             ({"loss": "other"}, "loss must be one of joint, distill"),
         ],
     )
@@ -296,11 +307,28 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(data: Path, tmp_path: Pat
     class Spoil(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **rest: Any) -> None:
             if state.global_step == 5:
-                model.gate.bias.data.fill_(float("nan"))
+                model.head.gate.bias.data.fill_(float("nan"))
 
-    with pytest.raises(PolydraftError, match="the loss became nan at step 6: ") as error:
+    with pytest.raises(PolydraftError, match=r"^step 6: the loss \(.*nll.*\) is not finite: ") as error:
         run(data, tmp_path / "head", callbacks=[Spoil()])
     assert "\n" not in str(error.value)
+
+
+def test_a_run_continues_from_the_head_it_began_with(data: Path, tmp_path: Path) -> None:
+    model = tiny_model(vocab_size=len(tiny_tokenizer()))
+    fields = {name: DEFAULTS[name] for name in ("horizon", "feature_size", "map_rank", "draft_vocab_size")}
+    first, other = (tiny_head(model, rank=2, seed=seed, **fields) for seed in (1, 2))
+    out = tmp_path / "head"
+    with pytest.raises(Stopped):
+        run(data, out, model=model, init_from=first, callbacks=[StopAt(5)])
+    begun = json.loads((out / "run.json").read_text())
+    assert begun["init_from"] == describe_head(first)
+    assert begun["dtype"] == "float32"
+    for wrong in (other, None):
+        with pytest.raises(InputError, match=r"other options or data \(init_from\)"):
+            run(data, out, model=model, init_from=wrong, resume=True)
+    first.name_or_path = first.config.name_or_path = "moved"
+    run(data, out, model=model, init_from=first, resume=True)
 
 
 # -- growing --------------------------------------------------------------------------------------

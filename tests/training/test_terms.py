@@ -10,7 +10,8 @@ import torch
 
 from polydraft.training.anchors import build_anchors, thinned
 from polydraft.training.data import Document, collate
-from polydraft.training.losses import LossWeights, balance_loss, head_losses, router_z_loss
+from polydraft.training.losses import LossWeights, head_losses
+from polydraft.training.terms import balance_loss, router_z_loss
 from tests.tiny import tiny_head, tiny_model
 from tests.training.plain import assert_close, gradients, make_anchors, make_head
 
@@ -129,7 +130,7 @@ class TestThinning:
     def test_a_loss_over_all_choices_is_the_whole_loss(self) -> None:
         head = make_head(rank=3)
         anchors = make_anchors(head, count=5)
-        weights = LossWeights(nll=0.5, kl=0.5, balance=0.0)
+        weights = LossWeights(nll=0.5, kl=0.5, tv=0.5, balance=0.0)
         whole = head_losses(head, anchors, weights)
         expected = gradients(head, whole.total)
         fields = ("hidden", "next_tokens", "targets", "valid", "teacher_index")

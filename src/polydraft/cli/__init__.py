@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from polydraft.cli import bench, collect, components, demo, evaluate, generate, inspect, prune, train
 from polydraft.errors import PolydraftError
+from polydraft.ranks import rank
 
 COMMANDS = (
     generate.generate,
@@ -45,8 +46,9 @@ class OneLineErrors(TyperGroup):
 
 
 def fail(message: str, code: int) -> None:
-    """Print `message` as one line on stderr and leave with `code`."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Print `message` as one line on stderr and leave with `code`; of many processes the first one speaks."""
+    if rank() == 0:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise typer.Exit(code)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polydraft.cli import options
-from polydraft.modes import DRAFTING, VERIFICATION
+from polydraft.modes import DRAFTING, VERIFICATION, VERIFIER
 
 HEADINGS = (
     "prompts",
@@ -45,6 +45,8 @@ def bench(
     verification: options.Verification = VERIFICATION,
     drafting: options.Drafting = DRAFTING,
     components: options.Components = None,
+    adapter: options.Adapter = None,
+    verifier: options.Verifier = VERIFIER,
     dtype: options.DtypeName = "auto",
     threads: options.Threads = None,
     json_path: Annotated[
@@ -85,7 +87,14 @@ def bench(
         drafting=drafting,
     )
     session = options.open_session(
-        model=model, head=head, dtype=dtype, threads=threads, console=console, components=components
+        model=model,
+        head=head,
+        dtype=dtype,
+        threads=threads,
+        console=console,
+        components=components,
+        adapter=adapter,
+        verifier=verifier,
     )
     console.print(session.threads)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())

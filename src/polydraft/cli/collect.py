@@ -26,6 +26,7 @@ def collect(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens written after each prompt, at most.")] = 144,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Longer prompts keep their last tokens.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch, and rows per shard.")] = 96,
     worker: Annotated[
         str, typer.Option(metavar="I/M", help="This process takes every M-th batch from the I-th on.")
@@ -36,18 +37,20 @@ def collect(
 ) -> None:
     """Let a model write the text that a head for it is trained on.
 
-    Resumable: run the same command again. `polydraft train --data OUT` reads it.
+    Resumable: run the same command again. `polydraft train --data OUT` reads it. The folder's recipe.json
+    says how the text was made, its summary.json how much there is and how much of it ends in a loop.
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from polydraft.evaluation.prompts import prompts_path, read_prompts
+    from polydraft.evaluation.prompts import read_rows
     from polydraft.training import collect as room
 
     console = options.error_console()
-    rows = [p.content | ({"kind": p.kind} if p.kind else {}) for p in read_prompts(prompts_path(prompts))]
+    rows = read_rows(prompts)
     chosen = room.CollectOptions(
         temperatures=tuple(temperature or (0.0, 1.0)),
         max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
         batch_size=batch_size,
         seed=seed,
     )
@@ -61,7 +64,14 @@ def collect(
         def advance(done: int, total: int, tokens: int) -> None:
             progress.update(task, completed=done, total=total, description=f"{tokens:,} tokens, shards")
 
-        recipe = {"model": model, "prompts": prompts, "command": options.command_line()}
         room.collect(
-            base, tokenizer, rows, out, options=chosen, worker=turn, recipe=recipe, on_progress=advance
+            base,
+            tokenizer,
+            rows,
+            out,
+            options=chosen,
+            worker=turn,
+            run={"prompts": prompts, "command": options.command_line()},
+            on_progress=advance,
+            on_note=console.print,
         )

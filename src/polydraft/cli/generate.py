@@ -12,7 +12,7 @@ import typer
 
 from polydraft.cli import options
 from polydraft.errors import InputError
-from polydraft.modes import DRAFTING, VERIFICATION
+from polydraft.modes import DRAFTING, VERIFICATION, VERIFIER
 
 
 def generate(
@@ -51,6 +51,8 @@ def generate(
     verification: options.Verification = VERIFICATION,
     drafting: options.Drafting = DRAFTING,
     components: options.Components = None,
+    adapter: options.Adapter = None,
+    verifier: options.Verifier = VERIFIER,
     dtype: options.DtypeName = "auto",
     threads: options.Threads = None,
     stats: Annotated[
@@ -94,7 +96,14 @@ def generate(
     )
     console = options.error_console()
     session = options.open_session(
-        model=model, head=head, dtype=dtype, threads=threads, console=console, components=components
+        model=model,
+        head=head,
+        dtype=dtype,
+        threads=threads,
+        console=console,
+        components=components,
+        adapter=adapter,
+        verifier=verifier,
     )
     base, tokenizer = session.model, session.tokenizer
     request = Prompt(content={"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text})

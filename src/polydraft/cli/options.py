@@ -5,10 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+from polydraft.modes import VERIFIER, check_verifier
+from polydraft.ranks import rank
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +52,22 @@ Components = Annotated[
         show_default=False,
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="LoRA adapter of the model: the folder `adapter` of a head trained with one.",
+        show_default=False,
+    ),
+]
+Verifier = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="With --adapter: the text is that of the adapted model (trained), or of the model without (base).",
+    ),
+]
 DtypeName = Annotated[
     str,
     typer.Option("--dtype", metavar="NAME", help="auto (bfloat16), float32, bfloat16 or float16."),
@@ -72,14 +92,12 @@ class Session:
 
 
 def error_console() -> Console:
-    """Where progress and remarks go, so that stdout holds results alone."""
-    return Console(stderr=True, highlight=False)
+    """Where progress and remarks go, so that stdout holds results alone; the first process speaks."""
+    return Console(stderr=True, highlight=False, quiet=rank() > 0)
 
 
-def open_model(
-    *, model: str, dtype: str, threads: int | None, console: Console
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Load `model`, showing the stages on `console`; last comes the line about threads."""
+def begin(*, dtype: str, threads: int | None, console: Console) -> tuple[torch.dtype, str]:
+    """Import what loads models, quietly; the dtype by its name, and the line about threads."""
     with console.status("starting"):
         import transformers
         from huggingface_hub.utils import logging as hub_logging
@@ -89,11 +107,32 @@ def open_model(
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         hub_logging.set_verbosity_error()
-        parsed = loading.parse_dtype(dtype)
-        note = loading.set_threads(threads)
+        return loading.parse_dtype(dtype), loading.set_threads(threads)
+
+
+def open_model(
+    *, model: str, dtype: str, threads: int | None, console: Console, adapter: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load `model`, showing the stages on `console`; last comes the line about threads."""
+    parsed, note = begin(dtype=dtype, threads=threads, console=console)
+    from polydraft import loading
+
     with console.status(f"loading {model}"):
-        base, tokenizer = loading.load_model(model, dtype=parsed, on_progress=console.print)
+        base, tokenizer = loading.load_model(
+            model, dtype=parsed, adapter=adapter, on_progress=console.print
+        )
     return base, tokenizer, note
+
+
+def open_scratch(
+    *, config: str, tokenizer: str | None, seed: int, dtype: str, threads: int | None, console: Console
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Make a model of random weights from the file `config`; otherwise as `open_model`."""
+    parsed, note = begin(dtype=dtype, threads=threads, console=console)
+    from polydraft.training.scratch import load_tokenizer, own_tokenizer, scratch_model
+
+    vocabulary = load_tokenizer(tokenizer) if tokenizer else own_tokenizer(Path(config))
+    return scratch_model(Path(config), vocabulary, seed=seed, dtype=parsed), vocabulary, note
 
 
 def open_session(
@@ -104,14 +143,22 @@ def open_session(
     threads: int | None,
     console: Console,
     components: int | None = None,
+    adapter: str | None = None,
+    verifier: str = VERIFIER,
 ) -> Session:
     """Load `model` and `head`, showing the stages on `console`; arguments as the user gave them."""
     with console.status("starting"):
         from polydraft import loading
+        from polydraft.decoding.adapted import verify_with_base
 
+        check_verifier(verifier, adapter=adapter is not None)
         loading.head_source(head)
-    base, tokenizer, note = open_model(model=model, dtype=dtype, threads=threads, console=console)
+    base, tokenizer, note = open_model(
+        model=model, dtype=dtype, threads=threads, console=console, adapter=adapter
+    )
     attached = loading.load_head(head, model=base, tokenizer=tokenizer, components=components)
+    if verifier == "base":
+        verify_with_base(base, attached)
     return Session(base, tokenizer, attached, base.dtype, note)
 
 

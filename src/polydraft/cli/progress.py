@@ -44,6 +44,18 @@ class TrainingProgress(TrainerCallback):
         """Move the bar."""
         self._progress.update(self._task, completed=state.global_step)
 
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        done: int = 0,
+        total: int = 0,
+        **rest: Any,
+    ) -> None:
+        """Say how far the held-out figures are."""
+        self._progress.update(self._task, description=f"held out: {done:,} of {total:,} windows")
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -62,7 +74,9 @@ class TrainingProgress(TrainerCallback):
         if "eval_nll" in logs:
             shown = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
             words = [
-                f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items() if "acceptance" in k or k == "nll"
+                f"{k.replace('_', ' ')} {v:.3f}"
+                for k, v in shown.items()
+                if "acceptance" in k or k in ("nll", "base_loss")
             ]
             self._progress.console.print(
                 f"step {state.global_step}, held out: {', '.join(words)}", highlight=False

@@ -1,9 +1,10 @@
 """The decoding loop: draft n tokens, check them with one forward of the base model, keep what it says.
 
 One cycle is one forward over [pending token, drafts]. Its row i predicts the token after draft i; with
-a drafts accepted, row a gives the next token x and hidden state a is what the next draft starts from:
+a drafts accepted, row a gives the next token x, and hidden states 0..a, each with the token now known to
+follow it, are what the head reads before the next draft:
 
-    joint = head(h_a, x);  drafts ~ joint;  p = model([x, drafts]);  verify
+    joint = read(h_0..h_a, [accepted drafts, x]);  drafts ~ joint;  p = model([x, drafts]);  verify
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.block import verify_block
 from polydraft.decoding.processing import draft_warp, target_scores
 from polydraft.decoding.requests import check_components
@@ -23,7 +25,7 @@ from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
 from polydraft.decoding.verify import Verified, draw, verify_greedy, verify_sampled
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
-from polydraft.joint import Chain
+from polydraft.joint import Chain, JointDistribution, LatentMixture
 from polydraft.modes import DRAFTING, VERIFICATION, check_modes
 
 SAMPLED = {"token": verify_sampled, "block": verify_block}
@@ -129,19 +131,24 @@ class Engine:
         scores = target_scores(self.processors, prefix, logits)
         return draw(scores.softmax(-1), self.generator) if self.do_sample else int(scores.argmax())
 
-    def draft(self, hidden: Tensor, prefix: Tensor, limit: int) -> Chain:
-        """At most `limit` drafts after `prefix` (1, L); its last token was predicted from `hidden` (1, d)."""
+    def draft(self, joint: JointDistribution, prefix: Tensor, limit: int) -> Chain:
+        """At most `limit` drafts after `prefix` (1, L), from the head's joint there."""
         config = self.head.config
-        if limit == 0:
-            rows = hidden.new_empty(1, 0, config.draft_vocab_size) if self.do_sample else None
-            return Chain(prefix.new_empty(1, 0), rows)
-        joint = self.head(hidden, prefix[:, -1])
         warp = draft_warp(self.processors, prefix, self.head.draft_ids, config.vocab_size)
         if not self.do_sample:
-            best = joint.best_components if self.drafting == "components" else joint.argmax
-            return Chain(best(warp=warp).tokens[:, :limit], None)
+            if self.drafting == "components":
+                chain = cast(LatentMixture, joint).best_components(warp=warp)
+            else:
+                chain = joint.argmax(warp=warp)
+            return Chain(chain.tokens[:, :limit], None)
         tokens, rows = joint.sample(generator=self.generator, warp=warp)
+        assert rows is not None
         return Chain(tokens[:, :limit], rows[:, :limit])
+
+    def no_drafts(self, hidden: Tensor) -> Chain:
+        """Where there is room for one token only."""
+        rows = hidden.new_empty(1, 0, self.head.config.draft_vocab_size) if self.do_sample else None
+        return Chain(self.head.draft_ids.new_empty(1, 0), rows)
 
     def verify(self, prefix: Tensor, drafts: Tensor, chain: Chain, logits: Tensor) -> Verified:
         """Check `drafts` (1, m) base ids after `prefix` against the base model's rows `logits` (m + 1, V)."""
@@ -172,17 +179,28 @@ class Engine:
         statistics = DecodingStatistics()
         model = cast(Any, self.model)
         keep = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-        horizon = self.head.config.horizon
-        with HiddenTap(self.model) as tap:
+        config, read = self.head.config, self.head.reader()
+        every = config.features == "block"
+        switch = self.head.switch
+        adapted = None if switch is None else AdaptedTrunk(self.model, self.head, switch)
+        with HiddenTap(self.model, layers=config.layers, every=every) as tap:
+            if adapted is not None:
+                fresh = sequence.ids[:, -cache.get_seq_length() - prompt.shape[1] :]
             out = model(input_ids=prompt, past_key_values=cache, use_cache=True, **keep)
             record_past(cache, on=True)
             sequence.emit([self.first(sequence.ids, out.logits[0, -1])], [0])
-            hidden = tap.hidden[:, -1]
+            hidden = tap.hidden  # of the positions not read yet, as are the tokens `fresh`
             while not sequence.finished:
                 started = time.perf_counter()
                 room = sequence.room
-                limit = horizon if room is None else min(horizon, room - 1)
-                chain = self.draft(hidden, sequence.ids, limit)
+                limit = config.horizon if room is None else min(config.horizon, room - 1)
+                if adapted is not None:
+                    hidden = adapted(fresh)
+                if limit > 0:
+                    joint = read(hidden, sequence.ids[:, -hidden.shape[1] :])
+                    chain = self.draft(joint, sequence.ids, limit)
+                else:
+                    chain = self.no_drafts(hidden)
                 drafts = self.head.draft_ids[chain.tokens]
                 statistics.drafting_seconds += time.perf_counter() - started
 
@@ -193,8 +211,9 @@ class Engine:
                 run = [*drafts[0, :accepted].tolist(), token]
                 taken = sequence.emit(run, [*range(1, accepted + 1), 0])
                 statistics.count(drafted=drafts.shape[1], accepted=min(accepted, taken))
+                fresh = block[:, : accepted + 1]
                 cache.crop(taken - block.shape[1])  # 0 as well: sliding windows are cut back here
-                hidden = tap.hidden[:, accepted]
+                hidden = tap.hidden[:, : accepted + 1]
         record_past(cache, on=False)
         statistics.seconds = time.perf_counter() - began
         origins = torch.tensor([sequence.origins], device=sequence.ids.device)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
-from polydraft.training.losses import Anchors
+from polydraft.training.losses import Anchors, Context
 from polydraft.training.teacher import Teacher
 
 
@@ -34,23 +34,37 @@ def thinned(mask: Tensor, most: int) -> tuple[Tensor, float]:
     return kept.view_as(mask), whole / count
 
 
+def run_trunk(
+    head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, T, D) and logits (B, T, V) of a forward, with gradients where they are enabled."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = {name: batch[name] for name in names if name in batch}
+    with HiddenTap(model, layers=head.config.layers, every=head.config.features == "block") as tap:
+        logits: Tensor = model(**inputs, use_cache=False).logits
+        return tap.hidden, logits
+
+
 @torch.no_grad()
 def trunk_states(
     head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor], *, teacher: bool
 ) -> tuple[Tensor, Teacher | None]:
-    """Hidden states (B, T, d) and, for distillation, the rows of all B T positions.
+    """Hidden states (B, T, D) and, for distillation, the rows of all B T positions.
 
-    From the batch's cache where it has one, else by a forward of the base model; the peak is then its
-    logits (B, T, V), once, in its own dtype.
+    From the batch's cache where it has one, or from `hidden` (with its gradient) and `logits` (B, T, V),
+    the teacher's, of a trained trunk; else by a forward of the base model. The peak is then its logits, once,
+    in its own dtype.
     """
-    if "hidden" in batch:
+    if "log_normaliser" in batch:
         hidden = batch["hidden"]
-        rows = Teacher(batch["log_normaliser"].flatten(), hidden=hidden.flatten(0, 1), rows=head.rows)
+        last = hidden[..., : head.config.hidden_size]
+        rows = Teacher(batch["log_normaliser"].flatten(), hidden=last.flatten(0, 1), rows=head.rows)
         return hidden, rows if teacher else None
-    with HiddenTap(model) as tap:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
-        hidden = tap.hidden
+    if "logits" in batch:
+        hidden, logits = batch["hidden"], batch["logits"]
+    else:
+        hidden, logits = run_trunk(head, model, batch)
+    logits = logits.flatten(0, 1)
     if not teacher:
         return hidden, None
     normaliser = torch.cat([part.float().logsumexp(-1) for part in logits.split(256)])
@@ -81,6 +95,10 @@ def build_anchors(
     known = targets >= 0
     drafts = known[:, first == 1 :].int().cumprod(-1).bool()
     valid = torch.cat([known[:, :1], drafts], -1) if first == 1 else drafts
+    context = None
+    if head.config.features == "block":
+        following = torch.cat([input_ids[:, 1:], input_ids[:, -1:]], dim=1)
+        context = Context(hidden, following, batch.get("position_ids"), row * width + t)
     return Anchors(
         hidden=hidden[row, t],
         next_tokens=input_ids[row, t + 1],
@@ -89,4 +107,5 @@ def build_anchors(
         teacher=rows,
         teacher_index=row[:, None] * width + position - 1 if teacher else None,
         share=share,
+        context=context,
     )

@@ -2,6 +2,7 @@
 
 A row of a shard is `{"input_ids": [...], "prompt_length": k, "temperature": T, "kind": ...}`; `train`
 reads a folder of such shards and learns only from what the model itself wrote (position k onwards).
+Beside the shards lie `recipe.json` and, when all are there, `summary.json` (`training.shards`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.errors import InputError
 from polydraft.files import write_atomic
+from polydraft.training.shards import conclude, describe_summary, make_recipe, record_recipe, shard_path
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,16 @@ def parse_worker(text: str) -> tuple[int, int]:
 
 
 def encode_prompt(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt row: `prompt` as it is, or `messages` through the chat template."""
+    """Token ids of a prompt row: `prompt` as it is, or `messages` through the chat template.
+
+    Raises:
+        InputError: messages for a tokenizer without a chat template.
+    """
     if "messages" in row:
+        if not tokenizer.chat_template:
+            raise InputError(
+                "chat `messages`, but the model's tokenizer has no chat template: give raw prompts"
+            )
         encoded: Any = tokenizer.apply_chat_template(
             row["messages"], add_generation_prompt=True, return_dict=True
         )
@@ -68,20 +80,39 @@ def encode_prompt(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> li
     return list(tokenizer(row["prompt"])["input_ids"])
 
 
-def batches(
-    prompts: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, options: CollectOptions
-) -> list[list[tuple[list[int], dict[str, Any]]]]:
-    """Distinct prompts as batches of like length (little padding), in a seeded order."""
+def distinct(
+    prompts: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, most: int
+) -> list[tuple[list[int], dict[str, Any]]]:
+    """The last `most` tokens of every prompt, identical ones once.
+
+    Raises:
+        InputError: none is left, or chat messages without a template.
+    """
     seen: dict[tuple[int, ...], dict[str, Any]] = {}
     for row in prompts:
-        seen.setdefault(tuple(encode_prompt(row, tokenizer)[-options.max_prompt_tokens :]), row)
+        seen.setdefault(tuple(encode_prompt(row, tokenizer)[-most:]), row)
     rows = [(list(ids), row) for ids, row in seen.items() if ids]
-    rng = random.Random(options.seed)
+    if not rows:
+        raise InputError("all prompts are empty: give at least one token to continue")
+    return rows
+
+
+def cut(rows: Sequence[T], size: int, rng: random.Random, *, length: Callable[[T], int]) -> list[list[T]]:
+    """All rows in batches of like length (little padding) and, but for one, of `size`, in random order."""
+    rows = list(rows)
     rng.shuffle(rows)
-    rows.sort(key=lambda pair: len(pair[0]) // 8)
-    cut = [rows[i : i + options.batch_size] for i in range(0, len(rows), options.batch_size)]
-    rng.shuffle(cut)
-    return cut
+    rows.sort(key=lambda row: length(row) // 8)
+    out = [rows[i : i + size] for i in range(0, len(rows), size)]
+    rng.shuffle(out)
+    return out
+
+
+def batches(
+    prompts: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, options: CollectOptions
+) -> list[list[tuple[list[int], dict[str, Any]]]]:
+    """Distinct prompts in the batches that `options` ask for."""
+    rows = distinct(prompts, tokenizer, most=options.max_prompt_tokens)
+    return cut(rows, options.batch_size, random.Random(options.seed), length=lambda pair: len(pair[0]))
 
 
 @torch.inference_mode()
@@ -120,23 +151,21 @@ def write_batch(
     return rows
 
 
-def record_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Write the recipe, unless the shards beside `path` were made by another one.
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id to pad prompts with; masked, so any will do where the tokenizer names none."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in found if token is not None), 0)
 
-    The `command` may differ: workers of one recipe have each their own.
+
+def check_room(model: PreTrainedModel, longest: int) -> None:
+    """Refuse texts longer than the model's positions.
 
     Raises:
-        InputError: names what differs.
+        InputError: `longest` tokens do not fit.
     """
-    if path.exists():
-        old, new = json.loads(path.read_text()), json.loads(json.dumps(recipe))
-        differing = [name for name in old if name in new and name != "command" and old[name] != new[name]]
-        if differing:
-            name = differing[0]
-            raise InputError(
-                f"{path.parent} holds shards with {name} {old[name]}, not {new[name]}: choose another folder"
-            )
-    write_atomic(path, json.dumps(recipe, indent=1) + "\n")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise InputError(f"prompts and text come to {longest} tokens, the model takes {limit}: write fewer")
 
 
 def collect(
@@ -147,38 +176,44 @@ def collect(
     *,
     options: CollectOptions,
     worker: tuple[int, int] = (0, 1),
-    recipe: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
+    on_note: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Write all shards that `out` lacks; returns the number of tokens written in this call.
 
     Args:
         worker: (i, m): this process takes every m-th batch, beginning with the i-th.
-        recipe: what else to record in `recipe.json` (model, prompts file, command).
+        run: what to record of this call in `recipe.json` (prompts file, command).
         on_progress: called with (batches done, batches in all, tokens written so far).
+        on_note: told what the folder holds, when all shards are there.
 
     Raises:
-        InputError: `out` holds shards of another recipe.
+        InputError: `out` holds shards of another recipe, or no prompt is left, or one is too long.
     """
+    rows = list(prompts)
+    work = batches(rows, tokenizer, options)
+    longest = max(len(ids) for batch in work for ids, _ in batch)
+    check_room(model, longest + options.max_new_tokens)
     out.mkdir(parents=True, exist_ok=True)
-    record_recipe(out / "recipe.json", (recipe or {}) | asdict(options))
-    work = batches(list(prompts), tokenizer, options)
+    record_recipe(out, make_recipe(model, tokenizer, rows, asdict(options)), run or {})
     mine = range(worker[0], len(work), worker[1])
     written = 0
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for done, index in enumerate(mine, start=1):
-        shard = out / f"shard-{index:05d}.jsonl"
+        shard = shard_path(out, index)
         if not shard.exists():
             torch.manual_seed(options.seed * 1_000_003 + index)
-            rows = write_batch(
+            texts = write_batch(
                 model,
                 work[index],
                 temperature=options.temperatures[index % len(options.temperatures)],
                 max_new_tokens=options.max_new_tokens,
-                pad_token_id=pad,
+                pad_token_id=pad_token(tokenizer),
             )
-            write_atomic(shard, "".join(json.dumps(row) + "\n" for row in rows))
-            written += sum(len(row["input_ids"]) - row["prompt_length"] for row in rows)
+            write_atomic(shard, "".join(json.dumps(row) + "\n" for row in texts))
+            written += sum(len(row["input_ids"]) - row["prompt_length"] for row in texts)
         if on_progress is not None:
             on_progress(done, len(mine), written)
+    summary = conclude(out, shards=len(work), documents=sum(map(len, work)))
+    on_note("other workers are still writing" if summary is None else describe_summary(summary))
     return written

@@ -7,6 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
+Line = tuple[str, str]
+"""A key of the history, and its label."""
+COLUMNS = 4
+"""Of panels."""
+
 
 def can_plot() -> bool:
     """Whether matplotlib (the extra `plots`) is installed."""
@@ -14,29 +20,27 @@ def can_plot() -> bool:
 
 
 def plot_curves(source: Path, out: Path) -> None:
-    """Draw `training.json` as a PNG: training loss, held-out likelihood per position, acceptance, load."""
+    """Draw `training.json` as a PNG: loss and its terms, held-out figures, what the components do.
+
+    A cross marks where a component was found dead.
+    """
     from matplotlib.figure import Figure
 
-    history: list[dict[str, Any]] = json.loads(source.read_text())["history"]
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    axes = figure.subplots(1, 4)
-    panels = (
-        ("training loss", [("loss", "loss")]),
-        (
-            "held-out nats per position",
-            [(k, k.removeprefix("eval_nll_")) for k in _names(history, "eval_nll_")],
-        ),
-        (
-            "held-out acceptance length",
-            [(f"eval_{k}_acceptance_length", k) for k in ("greedy", "sampled")],
-        ),
-        ("mean weight of each component", [(k, k.removeprefix("load_")) for k in _names(history, "load_")]),
-    )
-    for axis, (title, lines) in zip(axes, panels, strict=True):
+    record: dict[str, Any] = json.loads(source.read_text())
+    history: list[Row] = record["history"]
+    shown = panels(history)
+    columns = min(len(shown), COLUMNS)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
+    for number, (title, lines) in enumerate(shown, start=1):
+        axis = figure.add_subplot(rows, columns, number)
         for key, label in lines:
             points = [(row["step"], row[key]) for row in history if key in row]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=label)
+            axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) == 1 else "")
+            for dead in record.get("dead_components", []):
+                if key in (f"load_{dead['component']}", f"likeliest_{dead['component']}"):
+                    level = next(row[key] for row in history if key in row and row["step"] == dead["step"])
+                    axis.plot(dead["step"], level, "kx")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         if len(lines) > 1:
@@ -45,5 +49,31 @@ def plot_curves(source: Path, out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def _names(history: list[dict[str, Any]], prefix: str) -> list[str]:
-    return sorted({key for row in history for key in row if key.startswith(prefix)})
+def panels(history: list[Row]) -> list[tuple[str, list[Line]]]:
+    """Titles with the lines there is something to draw of."""
+    lengths = [(f"eval_{k}_acceptance_length", k) for k in ("greedy", "sampled")]
+    found = (
+        ("training loss per label", [("loss", "loss")]),
+        ("its terms, unweighted", _lines(history, "loss_")),
+        ("held-out nats per position", _lines(history, "eval_nll_")),
+        ("held-out tokens per step", [line for line in lengths if any(line[0] in row for row in history)]),
+        ("base model, held-out nats per token", [(k, k) for k in _names(history, "eval_base_loss")]),
+        ("mean weight of each component", _lines(history, "load_")),
+        ("share led by each component", _lines(history, "likeliest_")),
+    )
+    several = len(_names(history, "load_")) > 1
+    return [
+        (title, lines)
+        for title, lines in found
+        if lines and (several or lines[0][0] not in ("load_1", "likeliest_1"))
+    ]
+
+
+def _lines(history: list[Row], prefix: str) -> list[Line]:
+    return [(key, key.removeprefix(prefix)) for key in _names(history, prefix)]
+
+
+def _names(history: list[Row], prefix: str) -> list[str]:
+    """Keys in the order of their numbers."""
+    names = {key for row in history for key in row if key.startswith(prefix)}
+    return sorted(names, key=lambda name: (len(name), name) if name[-1].isdigit() else (0, name))

@@ -8,38 +8,57 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from polydraft.errors import InputError
-from polydraft.files import write_atomic
+from polydraft.files import saving, write_atomic
 from polydraft.heads import DraftConfig, DraftHead
-from polydraft.heads.fingerprint import check_base
+from polydraft.heads.block import block_sizes
+from polydraft.heads.fingerprint import check_base, describe_base
+from polydraft.ranks import rank
+from polydraft.training import distributed, guards
+from polydraft.training.arguments import check_arguments, trainer_arguments
 from polydraft.training.cache import cache_bytes, load_or_cache
-from polydraft.training.data import Document, data_hash, read_documents, split, windows
+from polydraft.training.data import Document, read_documents, split, windows
+from polydraft.training.folder import check_folder, run_identity
+from polydraft.training.objective import Objective
+from polydraft.training.online import Online, check_online
 from polydraft.training.options import TrainOptions
+from polydraft.training.order import DocumentDataset
+from polydraft.training.packing import PackedDataset, check_packing
+from polydraft.training.rounds import OnlineDataset, Writer
 from polydraft.training.start import new_head
 from polydraft.training.trainer import DraftTrainer
+from polydraft.training.trunk import check_trunk, make_trunk
+from polydraft.training.validation import choose
 from polydraft.versions import versions
 
 OnNote = Callable[[str], None]
+GUESS = (
+    "held-out text of unknown origin: its acceptance lengths are those of decoding only where this model "
+    "wrote the text (polydraft collect)"
+)
+
+
+def _unheard(line: str) -> None:
+    """For processes that do not speak."""
 
 
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Sequence[Path],
+    data: Sequence[Path] | Online,
     out: Path,
     *,
     options: TrainOptions,
@@ -48,53 +67,120 @@ def train(
     cache: Path | None = None,
     command: str = "",
     callbacks: Sequence[TrainerCallback] = (),
-    on_note: OnNote = lambda line: None,
+    on_note: OnNote = _unheard,
+    peer_timeout: int = distributed.PEER_TIMEOUT,
 ) -> DraftHead:
     """Train a head and write it to `out`, with `training.json` (options, curves) beside it.
 
-    `cache`: a folder for the base model's hidden states; None computes them on the fly.
+    `data`: text, or prompts that the base model continues as training goes on. `cache`: a folder for the base
+    model's hidden states; None computes them on the fly. `peer_timeout`: seconds that one of several
+    processes waits for another before the run ends.
 
     Checkpoints lie in `out/checkpoints` until the run is complete. The same options, data and seed
     after a kill and `resume` end in the same weights as an undisturbed run.
 
     Raises:
         InputError: bad data, options, or an `out` that holds something else.
+        PolydraftError: the loss is not finite, or another process of the run is gone.
     """
-    documents = read_documents(data, tokenizer)
-    training, held_out = split(documents, held_out=options.held_out, seed=options.seed)
-    training, held_out = (windows(part, max_length=options.max_length) for part in (training, held_out))
-    if not training or not held_out:
-        raise InputError("the data is too short: no document has three tokens to learn from")
-    identity = {"options": asdict(options), "data": data_hash(documents), "init_from": init_from is not None}
-    checkpoint = check_folder(out, identity, resume=resume)
+    distributed.start(timeout=peer_timeout)
+    on_cpu = model.device.type == "cpu"
+    if rank() > 0:
+        on_note = _unheard
+    with distributed.together():
+        check_arguments(options, on_cpu=on_cpu)
+        check_trunk(options, cached=cache is not None, online=isinstance(data, Online))
+        if options.packing:
+            check_packing(model)
+        if isinstance(data, Online):
+            check_online(options, cached=cache is not None)
+            writer = Writer(model, tokenizer, data, options)
+            identity = run_identity(options, writer.documents, model, init_from) | {"online": data.identity}
+        else:
+            writer, documents = None, read_documents(data, tokenizer)
+            training, held_out = windows_of(documents, options)
+            identity = run_identity(options, documents, model, init_from)
+        checkpoint = check_folder(out, identity, resume=resume) if rank() == 0 else None
+    checkpoint = distributed.from_first(checkpoint)
+    if writer is not None:
+        with distributed.together():
+            written = (writer.vocabulary(checkpoint), writer.held_out()) if rank() == 0 else None
+        training, held_out = distributed.from_first(written) or ([], [])
     set_seed(options.seed)
-    head = new_head(head_config(options, model), model, tokenizer, training, init_from=init_from)
-    if checkpoint is not None:
-        check_base(DraftConfig.from_pretrained(checkpoint).base_model or {}, model, tokenizer)
-    on_note(describe(training, held_out))
+    with distributed.together():
+        trunk = make_trunk(model, options, held_out=held_out)
+        head = new_head(
+            head_config(options, model),
+            model,
+            tokenizer,
+            training,
+            init_from=init_from,
+            block_start=options.block_start,
+        )
+        if checkpoint is not None:
+            check_base(DraftConfig.from_pretrained(checkpoint).base_model or {}, model, tokenizer)
+    on_note(describe(training, held_out) if writer is None else writer.describe(held_out))
+    if any(window.temperature is None for window in held_out):
+        on_note(GUESS)
     if cache is not None:
-        size = cache_bytes(model, [*training, *held_out])
+        size = cache_bytes(model, [*training, *held_out], layers=options.layers)
         on_note(f"hidden states in {cache}: {size / 2**20:,.0f} MiB")
         training, held_out = (
-            load_or_cache(cache, model, part, on_progress=_tenths(on_note)) for part in (training, held_out)
+            distributed.first_alone(
+                partial(
+                    load_or_cache, cache, model, part, layers=options.layers, on_progress=_tenths(on_note)
+                )
+            )
+            for part in (training, held_out)
         )
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "run.json", json.dumps(identity, indent=1) + "\n")
-    trainer = DraftTrainer(
-        model=model,
-        head=head,
-        training=training,
-        held_out=held_out,
+    if rank() == 0:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "run.json", json.dumps(identity, indent=1) + "\n")
+    objective = Objective(
+        head,
+        model,
         weights=options.weights,
         anchors_per_window=options.anchors_per_window,
-        arguments=trainer_arguments(options, out, on_cpu=model.device.type == "cpu"),
+        trunk=trunk,
+    )
+    if checkpoint is not None:
+        objective.load(checkpoint)
+    rows = DocumentDataset(training) if writer is None else OnlineDataset(writer, options)
+    if options.packing:
+        rows = PackedDataset(training, size=options.max_length)
+    trainer = DraftTrainer(
+        objective=objective,
+        training=rows,
+        held_out=held_out,
+        arguments=trainer_arguments(options, out, on_cpu=on_cpu),
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
+    warmup = trainer.args.warmup_steps
+    for callback in (*callbacks, guards.ComponentGuard(on_note, rank=head.config.rank, warmup=int(warmup))):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    finish(trainer, out, identity=identity, command=command)
-    return head
+    with distributed.lost_peers_in_one_line():
+        trainer.train(resume_from_checkpoint=checkpoint)
+        found = settle(trainer, out, tokenizer, on_note=on_note)
+        found |= guards.dead_record(trainer.state.log_history, warmup=int(warmup))
+        return finish(trainer, out, identity=identity, command=command, report=found)
+
+
+def windows_of(
+    documents: Sequence[Document], options: TrainOptions
+) -> tuple[list[Document], list[Document]]:
+    """Windows to train on, and held-out ones.
+
+    Raises:
+        InputError: there are none.
+    """
+    training, held_out = split(documents, held_out=options.held_out, seed=options.seed)
+    training = windows(training, max_length=options.max_length)
+    held_out = choose(
+        held_out, max_length=options.max_length, most=options.validation_windows, seed=options.seed
+    )
+    if not training or not held_out:
+        raise InputError("the data is too short: no document has three tokens to learn from")
+    return training, held_out
 
 
 def head_config(options: TrainOptions, model: PreTrainedModel) -> DraftConfig:
@@ -108,99 +194,71 @@ def head_config(options: TrainOptions, model: PreTrainedModel) -> DraftConfig:
         hidden_size=base.hidden_size,
         vocab_size=base.vocab_size,
         draft_vocab_size=min(options.draft_vocab_size, base.vocab_size),
+        layers=list(options.layers),
+        block=block_sizes(base) if options.features == "block" else {},
         **{name: getattr(options, name) for name in names},
     )
 
 
-def trainer_arguments(options: TrainOptions, out: Path, *, on_cpu: bool) -> TrainingArguments:
-    """Arguments of the Trainer; the head trains in float32, its products with U' in the base's dtype."""
-    return TrainingArguments(
-        output_dir=str(out / "checkpoints"),
-        max_steps=options.steps,
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.accumulate,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(options.warmup, options.steps // 2),
-        weight_decay=0.0,
-        logging_steps=min(20, options.every),
-        eval_strategy="steps",
-        eval_steps=options.every,
-        save_steps=options.every,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=list(options.report_to) or "none",
-        seed=options.seed,
-        use_cpu=on_cpu,
-    )
+def settle(
+    trainer: DraftTrainer, out: Path, tokenizer: PreTrainedTokenizerBase, *, on_note: OnNote
+) -> dict[str, Any]:
+    """End the training of a trunk, write it, and make the head that of the trained model.
 
-
-def check_folder(out: Path, identity: dict[str, Any], *, resume: bool) -> str | None:
-    """Check that `out` is free, or holds the same run; returns the checkpoint to continue from.
-
-    Raises:
-        InputError: `out` holds a run and `resume` is off, a finished one, or one of other options or data.
+    Returns:
+        `base_loss`: held-out nats per token of the base model before and after; nothing for a frozen one.
     """
-    record = out / "run.json"
-    if record.exists():
-        if (out / "config.json").exists():
-            raise InputError(f"{out} holds a finished run: choose another --out")
-        if not resume:
-            raise InputError(
-                f"{out} already holds a training run: continue it with --resume, or choose another --out"
-            )
-        if json.loads(record.read_text()) != json.loads(json.dumps(identity)):
-            raise InputError(
-                f"{out} holds a run of other options or data: give the same ones, or choose another --out"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no training run: choose another --out")
-    elif resume:
-        raise InputError(f"{out} holds no training run to resume")
-    return last_complete_checkpoint(out / "checkpoints")
+    trunk, head = trainer.objective.trunk, trainer.objective.head
+    if trunk is None:
+        return {}
+    trunk.settle()
+    after = trunk.own_loss()
+    if rank() == 0:
+        trunk.publish(out, tokenizer)
+    head.config.base_model = describe_base(trunk.model, tokenizer)
+    head.refresh()
+    on_note(f"base model on held-out text: {trunk.before:.4f} nats per token before, {after:.4f} after")
+    on_note(f"trained {trunk.folder} in {out / trunk.folder}")
+    return {"base_loss": {"before": trunk.before, "after": after}}
 
 
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; later, broken ones are removed.
+def finish(
+    trainer: DraftTrainer, out: Path, *, identity: dict[str, Any], command: str, report: dict[str, Any]
+) -> DraftHead:
+    """Write the head, in the base model's dtype, with its provenance and curves; drop the checkpoints.
 
-    The Trainer writes `trainer_state.json` last, so a folder where it does not parse was cut short.
+    Args:
+        report: further figures, for both.
+
+    Returns:
+        the head as it is written.
     """
-    while folder.exists():
-        found: str | None = get_last_checkpoint(str(folder))
-        if found is None:
-            break
-        try:
-            json.loads((Path(found) / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            shutil.rmtree(found)
-        else:
-            return found
-    return None
-
-
-def finish(trainer: DraftTrainer, out: Path, *, identity: dict[str, Any], command: str) -> None:
-    """Write the head, in the base model's dtype, with its provenance and curves; drop the checkpoints."""
     history = trainer.state.log_history
     last = next((row for row in reversed(history) if "eval_nll" in row), None)
     if last is None or last["step"] != trainer.state.global_step:
         trainer.evaluate()
         last = history[-1]
     figures = {k.removeprefix("eval_"): round(v, 4) for k, v in last.items() if k.startswith("eval_")}
-    head = trainer.head.to(trainer.base.dtype)
-    head.config.provenance = {
-        "command": command,
-        "data": identity["data"],
-        "versions": versions(),
-        "held_out": {k: v for k, v in figures.items() if math.isfinite(v)},
-        "peak_memory_mib": peak_memory_mib(),
-    }
-    write_atomic(out / "training.json", json.dumps(identity | {"history": history}, indent=1) + "\n")
-    head.save_pretrained(out / "checkpoints" / "final")
-    for name in ("model.safetensors", "config.json"):  # the config last: with it the folder is a head
-        (out / "checkpoints" / "final" / name).replace(out / name)
-    shutil.rmtree(out / "checkpoints")
+    head = trainer.whole_head()
+    nn.Module.to(head, trainer.objective.base.dtype)
+    if rank() == 0:
+        head.config.provenance = {
+            "command": command,
+            "data": identity["data"],
+            "versions": versions(),
+            "held_out": {k: v for k, v in figures.items() if math.isfinite(v)},
+            "peak_memory_mib": peak_memory_mib(),
+            **report,
+        }
+        record = identity | report | {"history": history}
+        write_atomic(out / "training.json", json.dumps(record, indent=1) + "\n")
+        with saving(out):
+            head.save_pretrained(out / "checkpoints" / "final")
+        for name in ("model.safetensors", "config.json"):  # the config last: with it the folder is a head
+            (out / "checkpoints" / "final" / name).replace(out / name)
+        shutil.rmtree(out / "checkpoints")
+    distributed.wait()
+    return head
 
 
 def peak_memory_mib() -> int:

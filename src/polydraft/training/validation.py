@@ -1,108 +1,152 @@
-"""Held-out figures of a head without decoding: likelihood per position and expected acceptance."""
+"""Held-out figures of a head without decoding: likelihood, and the acceptance length that decoding has.
+
+Every held-out text is walked along as decoding does, cycle after cycle (`training.walk`), so that on text
+the base model wrote the figures are those of decoding: exactly for greedy text, on average over texts for
+text sampled at temperature 1 and verified token by token (block verification accepts no less). Of other
+text they say what decoding would accept had the model written it: a guess.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from polydraft.heads import DraftHead
-from polydraft.training.anchors import build_anchors
-from polydraft.training.data import Document, collate
-from polydraft.training.losses import MOST_ANCHORS, Anchors, LossWeights, head_losses
+from polydraft.training.anchors import anchor_mask, build_anchors
+from polydraft.training.data import Document, collate, windows
+from polydraft.training.paths import Paths, paths
+from polydraft.training.trunk import Trunk
+from polydraft.training.walk import Walk, fitting, walk
+
+OnProgress = Callable[[int, int], None]
+"""(windows done, windows in all)."""
+TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
+"""The temperature of the text that each way of decoding writes."""
 
 
-def expected_acceptance(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tensor]:
-    """Probability that the first s drafts are all accepted, s = 1..n, along the text's own path.
+def choose(documents: Sequence[Document], *, max_length: int, most: int, seed: int) -> list[Document]:
+    """At most `most` windows of each temperature, drawn by `seed`, the shortest first.
 
-        greedy_s  = prod_{j<=s} [x_j = argmax q(. | x_<j)]
-        sampled_s = prod_{j<=s} min(1, q(x_j | x_<j) / p(x_j | x_<j))
-
-    The first is what greedy decoding accepts where the base model wrote the text greedily; the second
-    is an unbiased estimate for token-wise rejection sampling where the text was sampled from p at
-    temperature 1 (expectation over x ~ p of the product equals sum_x prod_j min(p_j, q_j)).
-
-    Args:
-        anchors: with teacher rows.
-
-    Returns:
-        greedy and sampled, each (P, n) float32.
+    Of a text that the base model wrote only the first `max_length` tokens: what follows was written with all
+    of them in sight.
     """
-    assert anchors.teacher is not None and anchors.teacher_index is not None
-    skip = anchors.targets.shape[1] - head.config.horizon
-    greedy, sampled = [], []
-    for i in range(0, len(anchors.hidden), MOST_ANCHORS):
-        part = slice(i, i + MOST_ANCHORS)
-        joint = head(anchors.hidden[part], anchors.next_tokens[part])
-        targets = anchors.targets[part, skip:].clamp(min=0)
-        valid = anchors.valid[part, skip:].float()
-        state, hits, ratios = joint.start(), [], []
-        for s in range(head.config.horizon):
-            row = joint.row(state, s)
-            token = targets[:, s : s + 1]
-            log_p = anchors.teacher.log_rows(anchors.teacher_index[part, skip + s]).gather(-1, token)
-            hits.append((row.argmax(-1, keepdim=True) == token).float())
-            ratios.append((row.gather(-1, token) - log_p).clamp(max=0).exp())
-            if s + 1 < head.config.horizon:
-                state = joint.advance(state, s, token[:, 0])
-        greedy.append((torch.cat(hits, -1) * valid).cumprod(-1))
-        sampled.append((torch.cat(ratios, -1) * valid).cumprod(-1))
-    return torch.cat(greedy), torch.cat(sampled)
+    by_temperature: dict[float | None, list[Document]] = {}
+    for document in documents:
+        if document.temperature is not None:
+            document = replace(document, input_ids=document.input_ids[:max_length])
+        by_temperature.setdefault(document.temperature, []).extend(windows([document], max_length=max_length))
+    rng = random.Random(seed)
+    drawn = [
+        window for found in by_temperature.values() for window in rng.sample(found, min(most, len(found)))
+    ]
+    return sorted(drawn, key=lambda window: len(window.input_ids))
 
 
-@torch.no_grad()
+@dataclass(kw_only=True)
+class Totals:
+    """Sums over the windows seen so far.
+
+    Attributes:
+        anchors: positions looked at. nll, counts: (n,) summed -log q of valid targets, and their number.
+        cycles, accepted: expected ones, by way of decoding.
+    """
+
+    anchors: int = 0
+    nll: Tensor | float = 0.0
+    counts: Tensor | float = 0.0
+    cycles: dict[str, float] = field(default_factory=dict)
+    accepted: dict[str, float] = field(default_factory=dict)
+
+    def likelihood(self, found: Paths) -> None:
+        """Add the anchors of a batch."""
+        self.anchors += len(found.valid)
+        self.nll = self.nll - torch.where(found.valid, found.log_q, 0.0).sum(0)
+        self.counts = self.counts + found.valid.sum(0)
+
+    def walked(self, name: str, found: Walk) -> None:
+        """Add the cycles along one text."""
+        self.cycles[name] = self.cycles.get(name, 0.0) + found.cycles
+        self.accepted[name] = self.accepted.get(name, 0.0) + sum(found.accepted)
+
+    def figures(self) -> dict[str, float]:
+        """As `validate` returns them."""
+        if not isinstance(self.nll, Tensor) or not isinstance(self.counts, Tensor):
+            return {}
+        out = {
+            "nll": float(self.nll.sum()) / self.anchors,
+            "coverage": float(self.counts[0]) / self.anchors,
+        }
+        out |= {f"nll_{s + 1}": float(v) for s, v in enumerate(self.nll / self.counts.clamp(min=1))}
+        lengths = {k: 1 + self.accepted[k] / cycles for k, cycles in self.cycles.items()}
+        return out | {f"{k}_acceptance_length": length for k, length in sorted(lengths.items())}
+
+
 def validate(
     head: DraftHead,
     model: PreTrainedModel,
     documents: Sequence[Document],
     *,
     batch_size: int = 8,
-    anchors_per_window: int = 0,
+    trunk: Trunk | None = None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> dict[str, float]:
-    """Held-out figures; see `expected_acceptance` for the two acceptance lengths (1 + accepted drafts).
+    """Held-out figures, at all positions of `documents`.
 
-    Greedy figures come from documents written at temperature 0, sampled ones from temperature 1;
-    text of unknown temperature counts for both.
+    Greedy figures come from documents written at temperature 0, sampled ones from temperature 1; text of
+    unknown temperature counts for both. Cycles start at the first token to learn from. A document whose last
+    token is an end token of the model ended by itself; any other was cut at its length.
 
     Args:
-        anchors_per_window: positions looked at per window, on average, the same ones every time; 0 is all.
+        documents: windows of text, one a row (`choose`).
+        trunk: the model, where it is trained: it says whose rows verify.
 
     Returns:
-        nll (joint, nats per anchor), nll_s per position, greedy_acceptance_length,
-        sampled_acceptance_length (where there is such text), coverage (share of targets at the first
-        position that can be drafted).
+        nll (joint of the n drafts, nats per anchor), nll_s per position, coverage (share of targets at the
+        first position that can be drafted), greedy_acceptance_length and sampled_acceptance_length (where
+        there is such text): expected tokens per step, 1 + accepted drafts / cycles. Empty where no
+        document is long enough.
     """
-    ordered = sorted(documents, key=lambda d: len(d.input_ids))
-    nll: Tensor | None = None
-    counts: Tensor | None = None
-    anchors_seen, drafts = 0, 0.0
-    accepted: dict[str, list[float]] = {"greedy": [0.0, 0.0], "sampled": [0.0, 0.0]}
-    for temperature in sorted({d.temperature for d in ordered}, key=str):
-        group = [d for d in ordered if d.temperature == temperature]
+    totals, done = Totals(), 0
+    ends = end_tokens(model)
+    for temperature, group in grouped(documents):
+        ways = [name for name, t in TEMPERATURES.items() if temperature in (None, t)]
         for i in range(0, len(group), batch_size):
-            batch = collate([vars(d) for d in group[i : i + batch_size]])
-            batch = {k: v.to(head.device) for k, v in batch.items()}
-            with torch.random.fork_rng():
-                torch.manual_seed(i)
-                anchors = build_anchors(head, model, batch, teacher=True, most=anchors_per_window)
-            if not len(anchors.hidden):
-                continue
-            losses = head_losses(head, anchors, LossWeights())
-            nll = losses.nll if nll is None else nll + losses.nll
-            counts = losses.counts if counts is None else counts + losses.counts
-            anchors_seen += len(anchors.hidden)
-            drafts += float(anchors.valid[:, -head.config.horizon].sum())
-            for name, table in zip(("greedy", "sampled"), expected_acceptance(head, anchors), strict=True):
-                if temperature is None or temperature == {"greedy": 0.0, "sampled": 1.0}[name]:
-                    accepted[name][0] += float(table.sum())
-                    accepted[name][1] += len(table)
-    if nll is None or counts is None:
-        return {}
-    figures = {"nll": float(nll.sum() / anchors_seen), "coverage": drafts / anchors_seen}
-    figures |= {f"nll_{s + 1}": float(v) for s, v in enumerate(nll / counts.clamp(min=1))}
-    figures |= {
-        f"{k}_acceptance_length": 1 + total / count for k, (total, count) in accepted.items() if count
-    }
-    return figures
+            part = group[i : i + batch_size]
+            batch = {k: v.to(head.device) for k, v in collate([vars(d) for d in part]).items()}
+            batch = batch if trunk is None else trunk.extend(head, batch)
+            anchors = build_anchors(head, model, batch, teacher="sampled" in ways)
+            done += len(part)
+            if len(anchors.targets):
+                found = paths(head, anchors, greedy="greedy" in ways, sampled="sampled" in ways)
+                totals.likelihood(found)
+                counts = anchor_mask(batch["input_ids"], batch["labels"]).sum(1).tolist()
+                for name in ways:
+                    tables = getattr(found, name).split(counts)
+                    for document, table in zip(part, tables, strict=True):
+                        ended = document.input_ids[-1] in ends
+                        room = fitting(*table.shape, ended=ended).to(table.device)
+                        totals.walked(name, walk(table * room, ended=ended))
+            on_progress(done, len(documents))
+    return totals.figures()
+
+
+def grouped(documents: Sequence[Document]) -> Iterator[tuple[float | None, list[Document]]]:
+    """Documents of one temperature together, the shortest first."""
+    ordered = sorted(documents, key=lambda d: len(d.input_ids))
+    for temperature in sorted({d.temperature for d in ordered}, key=str):
+        yield temperature, [d for d in ordered if d.temperature == temperature]
+
+
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """Tokens that end a text of this model."""
+    config: Any = model.generation_config
+    ends = config.eos_token_id if config is not None else None
+    if ends is None:
+        return set()
+    return {int(token) for token in (ends if isinstance(ends, list) else [ends])}
