@@ -77,8 +77,7 @@ class Peak:
 def naive(head: DraftHead, anchors: Anchors, weights: LossWeights) -> Tensor:
     """All logits at once."""
     features = head.features(anchors.hidden, anchors.next_tokens)
-    nll, kl = chunk_losses(head, features, anchors, weights, None)
-    return (weights.nll * nll + weights.kl * kl).sum()
+    return chunk_losses(head, features, anchors, weights, None)[0].sum()
 
 
 def checkpointed(head: DraftHead, anchors: Anchors, weights: LossWeights) -> Tensor:
@@ -86,8 +85,7 @@ def checkpointed(head: DraftHead, anchors: Anchors, weights: LossWeights) -> Ten
     features = head.features(anchors.hidden, anchors.next_tokens)
 
     def part_loss(own: Tensor, part: slice) -> Tensor:
-        nll, kl = chunk_losses(head, own, anchors.part(part), weights, None)
-        return (weights.nll * nll + weights.kl * kl).sum()
+        return chunk_losses(head, own, anchors.part(part), weights, None)[0].sum()
 
     total = features.new_zeros(())
     for i in range(0, len(features), FORM_CHUNK):
