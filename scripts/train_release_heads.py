@@ -7,13 +7,14 @@ done again; what was killed continues. `--install` puts the head in place of the
 the validation prompts in fewer steps, greedy and at T = 1 together.
 
 A machine without network needs the repository, `runs/` (prompts and text) and the base model as a folder:
-`--model DIR`. To carry a head in parts: `split -b 16M model.safetensors part-`, and `cat part-*` to join them.
+`--model DIR`. To carry a file in parts: `split -b 16M FILE part-`, and `cat part-* > FILE` to join them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -48,6 +49,19 @@ def run(*arguments: str) -> None:
     status = subprocess.run([sys.executable, "-m", "polydraft", *arguments], check=False).returncode
     if status:
         sys.exit(status)
+
+
+def prepare(options: dict[str, Any]) -> None:
+    """Make the file of prompts by the commands that the configuration gives."""
+    if Path(options["file"]).exists():
+        return
+    for command in options["commands"]:
+        print("$", command, flush=True)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        if status := subprocess.run(
+            command, shell=True, env=os.environ | {"PATH": path}, check=False
+        ).returncode:
+            sys.exit(status)
 
 
 def collect(model: str, options: dict[str, Any], *, workers: int) -> None:
@@ -98,6 +112,8 @@ def main() -> None:
     config = tomllib.loads(given.config.read_text())
     model, folder = given.model or config["model"], Path(config["folder"])
     folder.mkdir(parents=True, exist_ok=True)
+    if "prompts" in config:
+        prepare(config["prompts"])
     if "collect" in config:
         workers = config["collect"].pop("workers", 1)
         collect(model, config["collect"], workers=workers)

@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
     return os.environ | calm | {"PYTHONPATH": search, "COLUMNS": "200"}
 
 
-def spawn(*command: str, **files: Any) -> list[subprocess.Popen[str]]:
+def spawn(*command: str) -> list[subprocess.Popen[str]]:
     """`python *command` as every rank, as a launcher would start it, but with none to clear up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,9 +50,13 @@ def run_jobs(data: Path, folder: Path, jobs: dict[str, dict[str, Any]]) -> dict[
     """Run all jobs, one after the other, in the same two processes; the outcome of each on every rank."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     workers = spawn("-m", "tests.training.processes", str(data), str(folder))
-    for worker in workers:
-        _, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=400)
+            assert worker.returncode == 0, errors
+    finally:
+        for worker in workers:
+            worker.kill()
     found = [json.loads((folder / f"outcomes-{r}.json").read_text()) for r in range(WORLD)]
     return {name: [outcomes[name] for outcomes in found] for name in jobs}
 

@@ -65,7 +65,7 @@ Verifier = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="With --adapter: the text is that of the adapted model (trained), or of the model without (base).",
+        help="With --adapter, whose text it is: the adapted model's (trained) or the untouched one's (base).",
     ),
 ]
 DtypeName = Annotated[
@@ -118,9 +118,7 @@ def open_model(
     from polydraft import loading
 
     with console.status(f"loading {model}"):
-        base, tokenizer = loading.load_model(
-            model, dtype=parsed, adapter=adapter, on_progress=console.print
-        )
+        base, tokenizer = loading.load_model(model, dtype=parsed, adapter=adapter, on_progress=console.print)
     return base, tokenizer, note
 
 

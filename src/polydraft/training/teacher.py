@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -12,7 +11,6 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from polydraft.heads.fingerprint import unembedding
-from polydraft.hidden import HiddenTap
 
 MOST_LOGITS = 2**24
 """Of one matrix product; 32 MiB in bfloat16."""
@@ -109,20 +107,14 @@ def state_normalisers(hidden: Tensor, matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def has_linear_logits(model: PreTrainedModel) -> bool:
-    """Whether the model's logits are U times the last states of its decoder, and can be asked for some alone.
+    """Whether the model's logits are U times the last states of its decoder.
 
-    Then the rows of a few positions cost no forward through the unembedding of all. Tried on two tokens, once
-    per model.
+    Then the decoder alone has to run, and only positions that rows are asked of need the unembedding. Tried on
+    two tokens, once per model.
     """
     if model not in _LINEAR:
-        found = "logits_to_keep" in inspect.signature(model.forward).parameters
-        if found:
-            ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-            with HiddenTap(model) as tap:
-                logits = model(input_ids=ids, use_cache=False).logits
-                states = model.get_decoder()(input_ids=ids, use_cache=False)[0]
-                found = torch.equal(states, tap.hidden) and torch.equal(
-                    linear(states, unembedding(model)), logits
-                )
-        _LINEAR[model] = found
+        ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits
+        states = model.get_decoder()(input_ids=ids, use_cache=False)[0]
+        _LINEAR[model] = torch.equal(linear(states, unembedding(model)), logits)
     return _LINEAR[model]

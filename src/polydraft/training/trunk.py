@@ -56,7 +56,7 @@ def check_trunk(options: TrainOptions, *, cached: bool, online: bool) -> None:
         )
     if online:
         raise InputError(
-            f"--online needs --trunk frozen: {options.trunk!r} would learn from its own text; collect it before"
+            f"--online needs --trunk frozen: {options.trunk!r} would learn from its own text: collect it"
         )
     if options.fsdp:
         raise InputError(
