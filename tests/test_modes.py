@@ -142,7 +142,8 @@ class TestComponents:
             best = head(hidden, torch.full((20,), 8)).best_components().tokens
             chain = head(hidden, torch.full((20,), 8)).argmax().tokens
             for row in range(20):
-                drafts = engine.draft(hidden[row : row + 1], PROMPT, 3)
+                joint = head(hidden[row : row + 1], torch.full((1,), 8))
+                drafts = engine.draft(joint, PROMPT, 3)
                 assert drafts.log_rows is None
                 assert drafts.tokens.tolist() == best[row : row + 1, :3].tolist()
         assert (best != chain).any()
