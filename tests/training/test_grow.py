@@ -18,7 +18,7 @@ from polydraft.training import start
 from polydraft.training.data import Document, frequent_tokens
 from polydraft.training.start import FIXED, NOISE, new_head
 from tests.joint.toy import TOY, registered
-from tests.tiny import tiny_head, tiny_model, tiny_tokenizer
+from tests.tiny import BLOCK, tiny_head, tiny_model, tiny_tokenizer
 
 DOCUMENTS = (Document([1, 2, 3]),)
 EVERY = (*(name for name in MEMBERS if name != TOY), TOY)
@@ -30,6 +30,7 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"features": "hidden"},
     {"map_rank": 0},
     {"own_unembedding": True},
+    {"features": "block", "block": BLOCK, "layers": [2]},
 )
 forms = pytest.mark.parametrize("form", FORMS, ids=str)
 
@@ -51,7 +52,7 @@ def trained_head(**form: Any) -> DraftHead:
 
 def grown(trained: DraftHead, **changes: Any) -> DraftHead:
     """Of rank 3 where the member has as many, and otherwise like `trained`."""
-    kept = (*FIXED, "horizon", "markov_rank", "draft_vocab_size", "joint")
+    kept = (*FIXED, "features", "layers", "block", "horizon", "markov_rank", "draft_vocab_size", "joint")
     fields = {name: getattr(trained.config, name) for name in kept} | changes
     fields.setdefault("rank", 1 if member(fields["joint"]).single else 3)
     return new_head(
@@ -62,7 +63,8 @@ def grown(trained: DraftHead, **changes: Any) -> DraftHead:
 @torch.no_grad()
 def gains(trained: DraftHead, head: DraftHead, *, length: int = 3) -> Tensor:
     """By how much the log probabilities of random chains, after random states, have become larger; (64,)."""
-    hidden, tokens = torch.randn(64, 32), torch.randint(64, (64,))
+    size = head.config.state_size
+    hidden, tokens = torch.randn(64, size), torch.randint(64, (64,))
     chains = torch.randint(20, (64, length))
     old, new = (h(hidden, tokens).log_prob(chains) for h in (trained, head))
     return new - old
@@ -183,7 +185,7 @@ class TestCopies:
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        ({"features": "hidden"}, "--init-from has features fused, this run hidden"),
+        ({"features": "hidden"}, "--init-from has features 'fused', this run 'hidden'"),
         ({"map_rank": 2}, "--init-from has map_rank 4, this run 2"),
         ({"rank": 1}, "--init-from has rank 2, above this run's 1"),
         ({"joint": "independent"}, "--init-from has rank 2, above this run's 1"),
@@ -201,3 +203,32 @@ def test_refuses_another_draft_vocabulary_with_unembeddings_of_its_own() -> None
     trained = trained_head(rank=2, own_unembedding=True)
     with pytest.raises(InputError, match="its own unembedding for another draft_vocab_size"):
         grown(trained, draft_vocab_size=8)
+
+
+class TestFeatures:
+    """A block, or layers, that the trained head lacks, change nothing at the start."""
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("more", [{"features": "block", "block": BLOCK}, {"layers": [2, 1]}], ids=str)
+    def test_more_than_the_trained_head_has(self, more: dict[str, Any]) -> None:
+        trained = trained_head()
+        head = grown(trained, rank=1, **more)
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(1, 6, head.config.state_size, generator=generator)
+        tokens = torch.randint(64, (1, 6), generator=generator)
+        expected = trained.features(hidden[..., : trained.config.hidden_size], tokens)
+        torch.testing.assert_close(head.features(hidden, tokens), expected)
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ({"features": "hidden"}, {"features": "fused"}),
+            ({"features": "block", "block": BLOCK}, {"features": "fused", "block": {}}),
+            ({"layers": [1]}, {"layers": []}),
+            ({"features": "block", "block": BLOCK}, {"block": BLOCK | {"intermediate_size": 50}}),
+        ],
+        ids=str,
+    )
+    def test_refused(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match="--init-from has"):
+            grown(trained_head(**old), **new)

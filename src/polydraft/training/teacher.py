@@ -109,7 +109,7 @@ def state_normalisers(hidden: Tensor, matrix: Tensor) -> Tensor:
 def has_linear_logits(model: PreTrainedModel) -> bool:
     """Whether the model's logits are U times the last states of its decoder.
 
-    Then the decoder alone has to run, and only positions that rows are asked of need the unembedding. Tried on
+    Then the decoder alone has to run, and only positions whose rows are wanted need the unembedding. Tried on
     two tokens, once per model.
     """
     if model not in _LINEAR:
