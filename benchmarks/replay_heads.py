@@ -1,9 +1,10 @@
-"""Trained heads judged on the same continuations, without decoding: what each accepts, against the first of them.
+"""Trained heads judged on the same continuations, without decoding, and held to the first of them.
 
     python benchmarks/replay_heads.py --model smollm2-135m-instruct --texts runs/family \
-        --out docs/results/heads.json runs/release/independent runs/release/block-markov
+        --out docs/results/heads.json \\
+        runs/release/block-independent-longer runs/release/block-markov
 
-`--texts` is the folder of a grid (`polydraft evaluate grid`), whose continuations are taken, or written first.
+`--texts` is the folder of a grid (`polydraft evaluate grid`): its continuations are taken, or written first.
 Tokens per step and drafts accepted per step come from the walk of `evaluation.replay`, at T = 1 token by token;
 intervals are 95%, bootstrap over prompts, paired for ratios.
 """

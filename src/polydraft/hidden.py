@@ -19,7 +19,7 @@ class HiddenTap:
     A forward hook on the output embedding: it works on every model whose logits come from one, and
     sees just the rows that `logits_to_keep` kept. With `every` or `layers`, hooks on the decoder and its
     layers: all T rows, whatever `logits_to_keep` says, and (1 + len(layers)) d columns, the final state
-    first, then the output of each layer.
+    first, then the output of each layer. Then a forward of the decoder alone is enough.
 
     Args:
         layers: 1-based, counted from the embedding: k is what the k-th layer gives.
@@ -44,11 +44,11 @@ class HiddenTap:
     @property
     def hidden(self) -> Tensor:
         """The hidden states of the last forward."""
-        if self._hidden is None:
-            raise RuntimeError("no forward has run under this tap")
         if self._last is None:
+            if self._hidden is None:
+                raise RuntimeError("no forward has run under this tap")
             return self._hidden
-        if not torch.equal(self._last[:, -1], self._hidden[:, -1]):
+        if self._hidden is not None and not torch.equal(self._last[:, -1], self._hidden[:, -1]):
             raise RuntimeError(
                 "the decoder's last state is not what the output embedding is fed: "
                 "use a head with features 'hidden' or 'fused' and no further layers"

@@ -40,8 +40,9 @@ def test_the_record_names_the_model() -> None:
     model = tiny_model(vocab_size=300)
     model.config.name_or_path = "owner/model"
     record = describe_base(model, tiny_tokenizer())
-    assert set(record) == {"id", "revision", "config", "weights", "tokenizer"}
+    assert set(record) == {"id", "revision", "config", "weights", "tokenizer", "adapter"}
     assert record["id"] == "owner/model"
+    assert record["adapter"] is None
     assert record["weights"] == weights_fingerprint(model)
     assert record["tokenizer"] == tokenizer_fingerprint(tiny_tokenizer())
 

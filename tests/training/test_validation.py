@@ -139,7 +139,7 @@ def test_single_tokens_of_the_teacher_are_those_of_its_rows(model: PreTrainedMod
     for rows in (batch, collate([vars(d) for d in states])):
         teacher = build_anchors(head, model, rows, teacher=True).teacher
         assert teacher is not None
-        index, tokens = torch.tensor([[0, 6], [3, 2]]), torch.tensor([[2, 0], [1, -1]])
+        index, tokens = torch.tensor([[1, 6], [3, 2]]), torch.tensor([[2, 0], [1, -1]])
         found = teacher.log_probs(index, tokens)
         expected = teacher.log_rows(index.flatten()).view(2, 2, -1).gather(-1, tokens.clamp(min=0)[..., None])
         torch.testing.assert_close(found, expected[..., 0])

@@ -7,9 +7,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from polydraft.heads import DraftHead
+from polydraft.heads.fingerprint import unembedding
 from polydraft.hidden import HiddenTap
 from polydraft.training.losses import Anchors, Context
-from polydraft.training.teacher import Teacher
+from polydraft.training.teacher import Teacher, has_linear_logits, log_normalisers, state_normalisers
 
 
 def anchor_mask(input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -34,41 +35,60 @@ def thinned(mask: Tensor, most: int) -> tuple[Tensor, float]:
     return kept.view_as(mask), whole / count
 
 
-def run_trunk(
-    head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+def trunk_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the base model reads of a batch."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+
+
+def run_trunk(head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Hidden states (B, T, D) and logits (B, T, V) of a forward, with gradients where they are enabled."""
-    names = ("input_ids", "attention_mask", "position_ids")
-    inputs = {name: batch[name] for name in names if name in batch}
     with HiddenTap(model, layers=head.config.layers, every=head.config.features == "block") as tap:
-        logits: Tensor = model(**inputs, use_cache=False).logits
+        logits: Tensor = model(**trunk_inputs(batch), use_cache=False).logits
         return tap.hidden, logits
+
+
+def decoder_states(head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Hidden states (B, T, D) without the unembedding, where `teacher.has_linear_logits`."""
+    with HiddenTap(model, layers=head.config.layers, every=True) as tap:
+        model.get_decoder()(**trunk_inputs(batch), use_cache=False)
+        return tap.hidden
 
 
 @torch.no_grad()
 def trunk_states(
-    head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor], *, teacher: bool
+    head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor], *, wanted: Tensor | None
 ) -> tuple[Tensor, Teacher | None]:
-    """Hidden states (B, T, D) and, for distillation, the rows of all B T positions.
+    """Hidden states (B, T, D) and, for distillation, rows of the B T positions.
 
     From the batch's cache where it has one, or from `hidden` (with its gradient) and `logits` (B, T, V),
-    the teacher's, of a trained trunk; else by a forward of the base model. The peak is then its logits, once,
-    in its own dtype.
+    the teacher's, of a trained trunk; else by a forward of the base model: without the unembedding, where
+    the rows follow from the states, else the peak is its logits, once, in its own dtype.
+
+    Args:
+        wanted: positions whose rows will be asked for, int64, of B T; None for no rows.
     """
     if "log_normaliser" in batch:
         hidden = batch["hidden"]
         last = hidden[..., : head.config.hidden_size]
         rows = Teacher(batch["log_normaliser"].flatten(), hidden=last.flatten(0, 1), rows=head.rows)
-        return hidden, rows if teacher else None
+        return hidden, rows if wanted is not None else None
+    logits: Tensor | None = None
     if "logits" in batch:
         hidden, logits = batch["hidden"], batch["logits"]
+    elif has_linear_logits(model):
+        hidden = decoder_states(head, model, batch)
     else:
         hidden, logits = run_trunk(head, model, batch)
-    logits = logits.flatten(0, 1)
-    if not teacher:
+    if wanted is None:
         return hidden, None
-    normaliser = torch.cat([part.float().logsumexp(-1) for part in logits.split(256)])
-    return hidden, Teacher(normaliser, logits=logits, draft_ids=head.draft_ids)
+    normalisers = torch.full(hidden.shape[:2], torch.nan, device=hidden.device).flatten()
+    if logits is None:
+        last = hidden[..., : head.config.hidden_size].flatten(0, 1)
+        normalisers[wanted] = state_normalisers(last[wanted], unembedding(model))
+        return hidden, Teacher(normalisers, hidden=last, rows=head.rows)
+    logits = logits.flatten(0, 1)
+    normalisers[wanted] = log_normalisers(logits[wanted])
+    return hidden, Teacher(normalisers, logits=logits, draft_ids=head.draft_ids)
 
 
 def build_anchors(
@@ -81,7 +101,6 @@ def build_anchors(
             0 is all.
     """
     input_ids, labels = batch["input_ids"], batch["labels"]
-    hidden, rows = trunk_states(head, model, batch, teacher=teacher)
     width = input_ids.shape[1]
     mask, share = thinned(anchor_mask(input_ids, labels), most)
     row, t = mask.nonzero(as_tuple=True)
@@ -95,6 +114,8 @@ def build_anchors(
     known = targets >= 0
     drafts = known[:, first == 1 :].int().cumprod(-1).bool()
     valid = torch.cat([known[:, :1], drafts], -1) if first == 1 else drafts
+    index = row[:, None] * width + position - 1 if teacher else None
+    hidden, rows = trunk_states(head, model, batch, wanted=None if index is None else index.unique())
     context = None
     if head.config.features == "block":
         following = torch.cat([input_ids[:, 1:], input_ids[:, -1:]], dim=1)
@@ -105,7 +126,7 @@ def build_anchors(
         targets=targets,
         valid=valid,
         teacher=rows,
-        teacher_index=row[:, None] * width + position - 1 if teacher else None,
+        teacher_index=index,
         share=share,
         context=context,
     )

@@ -143,7 +143,8 @@ class TrainOptions:
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.block_start not in BLOCK_STARTS:
-            raise InputError(f"block_start must be one of {', '.join(BLOCK_STARTS)}, got {self.block_start!r}")
+            known = ", ".join(BLOCK_STARTS)
+            raise InputError(f"block_start must be one of {known}, got {self.block_start!r}")
         self._check_trunk()
         self._check_loss()
 

@@ -165,9 +165,7 @@ def train(
         return finish(trainer, out, identity=identity, command=command, report=found)
 
 
-def windows_of(
-    documents: Sequence[Document], options: TrainOptions
-) -> tuple[list[Document], list[Document]]:
+def windows_of(documents: Sequence[Document], options: TrainOptions) -> tuple[list[Document], list[Document]]:
     """Windows to train on, and held-out ones.
 
     Raises:
