@@ -1,11 +1,11 @@
 """Trained heads judged on the same continuations, without decoding, and held to the first of them.
 
     python benchmarks/replay_heads.py --model smollm2-135m-instruct --texts runs/family \
-        --out docs/results/heads.json \\
+        --out docs/results/heads.json \
         runs/release/block-independent-longer runs/release/block-markov
 
 `--texts` is the folder of a grid (`polydraft evaluate grid`): its continuations are taken, or written first.
-Tokens per step and drafts accepted per step come from the walk of `evaluation.replay`, at T = 1 token by token;
+Tokens and drafts accepted per step come from the walk of `evaluation.replay`, at T = 1 token by token;
 intervals are 95%, bootstrap over prompts, paired for ratios.
 """
 

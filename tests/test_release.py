@@ -1,4 +1,4 @@
-"""The release script: its configurations speak the language of the commands, and what is done is not redone."""
+"""The release script: its configurations speak the commands' language, and what is done is not redone."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_stages_in_order_and_none_twice(
 
     monkeypatch.setattr(script, "run", run)
     (tmp_path / "config.toml").write_text(
-        'model = "m"\nfolder = "runs"\n[train]\nhorizon = 2\n[[stages]]\nname = "one"\n[[stages]]\nname = "two"\n'
-        'init_from = "runs/one"\n[bench]\nprompts = "validation"\n'
+        'model = "m"\nfolder = "runs"\n[train]\nhorizon = 2\n[[stages]]\nname = "one"\n'
+        '[[stages]]\nname = "two"\ninit_from = "runs/one"\n[bench]\nprompts = "validation"\n'
     )
     monkeypatch.setattr(sys, "argv", ["script", "config.toml"])
     script.main()

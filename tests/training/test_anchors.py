@@ -182,7 +182,7 @@ class TestCache:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
         try:
-            with pytest.raises(PolydraftError, match="cannot write .* make room"):
+            with pytest.raises(PolydraftError, match=r"cannot write .* make room"):
                 load_or_cache(tmp_path, model, self.documents)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

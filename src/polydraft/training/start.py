@@ -106,7 +106,8 @@ def take_features(head: DraftHead, trained: DraftHead) -> None:
     """The features of a trained head; a block, or layers, that it lacks change nothing at the start.
 
     Raises:
-        InputError: it has a block or layers that `head` lacks, or others; or one reads the hidden state alone.
+        InputError: it has a block or layers that `head` lacks, or others; or just one of them reads the
+            hidden state alone.
     """
     old, new = trained.config, head.config
     if (old.features == "hidden") != (new.features == "hidden") or old.features == "block" != new.features:

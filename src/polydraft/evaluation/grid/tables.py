@@ -21,8 +21,8 @@ def markdown(content: dict[str, Any]) -> str:
         f"`{content['command']}`\n",
         f"{content['dtype']}; tokens per step over {content['max_new_tokens']} new tokens of the prompts "
         f"`{content['prompts']}`, at T = 1 over {content['samples']} texts each. Brackets: 95% intervals by "
-        f"bootstrap over prompts ({content['draws']} draws), paired for ratios. Ratios: to the independent "
-        "head of the same horizon.\n",
+        f"bootstrap over prompts ({content['draws']} draws), paired for ratios. Ratios: to the cell of "
+        "the same horizon that has none.\n",
     ]
     for mode, title in TITLES.items():
         rows = [cell for cell in content["cells"] if mode in cell["acceptance"]]
