@@ -12,6 +12,7 @@ head is taught with are constants too: the trunk is not pulled towards its own d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -142,7 +143,12 @@ class Trunk(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write what is trained below `folder`, as transformers and PEFT read it."""
-        self.model.save_pretrained(folder / self.folder)
+        self._write(folder / self.folder)
+
+    def _write(self, folder: Path) -> None:
+        with warnings.catch_warnings():  # PEFT looks for the base model on a hub, to compare vocabularies
+            warnings.filterwarnings("ignore", message="Could not find a config file", category=UserWarning)
+            self.model.save_pretrained(folder)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -167,7 +173,7 @@ class Trunk(nn.Module):
     def publish(self, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model with its tokenizer, or the adapter, into `out`, whole or not at all."""
         with write_folder(out / self.folder) as partial:
-            self.model.save_pretrained(partial)
+            self._write(partial)
             if self.kind != "lora":
                 tokenizer.save_pretrained(partial)
         if self.kind != "lora":
