@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -141,20 +141,18 @@ class AdapterSwitch:
         for parameter, wanted in flags:  # PEFT trains what is switched on
             parameter.requires_grad_(wanted)
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> AbstractContextManager[None]:
         """Off for a while, then on."""
-        self.set(on=False)
-        try:
-            yield
-        finally:
-            self.set(on=True)
+        return self._held(on=False)
+
+    def on(self) -> AbstractContextManager[None]:
+        """On for a while, then off."""
+        return self._held(on=True)
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        """On for a while, then off."""
-        self.set(on=True)
+    def _held(self, *, on: bool) -> Iterator[None]:
+        self.set(on=on)
         try:
             yield
         finally:
-            self.set(on=False)
+            self.set(on=not on)

@@ -38,7 +38,8 @@ class HiddenTap:
         self._hidden: Tensor | None = None
         self._last: Tensor | None = None
         self._decoder = model.get_decoder() if every or layers else None
-        self._layers = [decoder_layers(model, upto=max(layers))[k - 1] for k in layers]
+        found = decoder_layers(model, upto=max(layers)) if layers else []
+        self._layers = [found[k - 1] for k in layers]
         self._states: list[Tensor] = []
 
     @property

@@ -49,8 +49,6 @@ class AdaptedTrunk:
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:
         """States of the next k tokens (1, k), of all with features "block", else at least of the last."""
-        config = self._head.config
-        every = config.features == "block"
-        with self._switch.on(), HiddenTap(self._model, layers=config.layers, every=every) as tap:
+        with self._switch.on(), HiddenTap(self._model, **self._head.config.taps) as tap:
             self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, **self._keep)
             return tap.hidden

@@ -180,10 +180,9 @@ class Engine:
         model = cast(Any, self.model)
         keep = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
         config, read = self.head.config, self.head.reader()
-        every = config.features == "block"
         switch = self.head.switch
         adapted = None if switch is None else AdaptedTrunk(self.model, self.head, switch)
-        with HiddenTap(self.model, layers=config.layers, every=every) as tap:
+        with HiddenTap(self.model, **config.taps) as tap:
             if adapted is not None:
                 fresh = sequence.ids[:, -cache.get_seq_length() - prompt.shape[1] :]
             out = model(input_ids=prompt, past_key_values=cache, use_cache=True, **keep)

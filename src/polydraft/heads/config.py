@@ -124,6 +124,11 @@ class DraftConfig(PreTrainedConfig):
         return self.hidden_size * (1 + len(self.layers))
 
     @property
+    def taps(self) -> dict[str, Any]:
+        """What a `HiddenTap` must keep for the head to read, as its arguments."""
+        return {"layers": self.layers, "every": self.features == "block"}
+
+    @property
     def positions(self) -> int:
         """Positions the joint models: the horizon, and x[t+1] too where it enters by the posterior."""
         return self.horizon + (self.features == "hidden")

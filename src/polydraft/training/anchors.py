@@ -42,7 +42,7 @@ def trunk_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def run_trunk(head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Hidden states (B, T, D) and logits (B, T, V) of a forward, with gradients where they are enabled."""
-    with HiddenTap(model, layers=head.config.layers, every=head.config.features == "block") as tap:
+    with HiddenTap(model, **head.config.taps) as tap:
         logits: Tensor = model(**trunk_inputs(batch), use_cache=False).logits
         return tap.hidden, logits
 

@@ -21,6 +21,7 @@ from polydraft.files import saving
 from polydraft.heads.fingerprint import config_fingerprint, unembedding, weights_fingerprint
 from polydraft.hidden import HiddenTap
 from polydraft.training.data import Document, collate, data_hash
+from polydraft.training.teacher import log_normalisers
 
 OnProgress = Callable[[int, int], None]
 SAME = 0.1
@@ -141,7 +142,7 @@ def cache_hidden(
             )
         for row, i in enumerate(part):
             states[i].copy_(hidden[row, : lengths[i]])
-            normalisers[i].copy_(logits[row, : lengths[i]].float().logsumexp(-1))
+            normalisers[i].copy_(log_normalisers(logits[row, : lengths[i]]))
         if on_progress is not None:
             on_progress(start + len(part), len(order))
     return _filled(documents, all_states, all_normalisers)
