@@ -9,12 +9,13 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteriaList
 from typer.testing import CliRunner
 
 import polydraft
 from polydraft.cli import app
 from polydraft.decoding.loop import Engine
+from polydraft.decoding.row import Row
 from polydraft.errors import InputError
 from polydraft.evaluation.runs import Sampling, run_drafted
 from polydraft.heads import DraftHead
@@ -53,7 +54,7 @@ def by_generate(model: PreTrainedModel, head: DraftHead, **options: Any) -> Any:
 def by_engine(model: PreTrainedModel, head: DraftHead, **options: Any) -> Any:
     del options["max_new_tokens"]
     given: dict[str, Any] = {"do_sample": False, "processors": [], "generator": None} | options
-    return Engine(model, head, **given)
+    return Engine(head, **given)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -143,9 +144,9 @@ class TestComponents:
             chain = head(hidden, torch.full((20,), 8)).argmax().tokens
             for row in range(20):
                 joint = head(hidden[row : row + 1], torch.full((1,), 8))
-                drafts = engine.draft(joint, PROMPT, 3)
-                assert drafts.log_rows is None
-                assert drafts.tokens.tolist() == best[row : row + 1, :3].tolist()
+                (draft,) = engine.draft(joint, [Row(PROMPT, StoppingCriteriaList())], 3)
+                assert draft.log_rows is None
+                assert draft.tokens == head.draft_ids[best[row, :3]].tolist()
         assert (best != chain).any()
 
 

@@ -25,6 +25,9 @@ class HiddenTap:
         layers: 1-based, counted from the embedding: k is what the k-th layer gives.
         every: all rows, even without layers.
 
+    Attributes:
+        every: whether all rows are kept.
+
     Raises:
         InputError: the model has no output embedding, or not so many layers.
         RuntimeError: at a forward, if the decoder's last state is not what the output embedding was fed.
@@ -37,7 +40,8 @@ class HiddenTap:
         self._output = output
         self._hidden: Tensor | None = None
         self._last: Tensor | None = None
-        self._decoder = model.get_decoder() if every or layers else None
+        self.every = every or bool(layers)
+        self._decoder = model.get_decoder() if self.every else None
         found = decoder_layers(model, upto=max(layers)) if layers else []
         self._layers = [found[k - 1] for k in layers]
         self._states: list[Tensor] = []

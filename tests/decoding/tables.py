@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LogitsProcessorList, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList
 
-from polydraft.decoding.loop import Engine, Sequence
-from polydraft.decoding.verify import Verified
+from polydraft.decoding.drafts import Draft, Kept
+from polydraft.decoding.loop import Engine
+from polydraft.decoding.row import Row
+from polydraft.decoding.trunk import Trunk
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
 from polydraft.joint import Chain, JointDistribution, Warp
@@ -39,22 +40,6 @@ class Enough(MaxLengthCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         return torch.tensor([input_ids.shape[1] >= self.enough])
-
-
-@dataclass
-class TableCache:
-    """The tokens a `TableModel` has read, prompt included."""
-
-    tokens: list[int] = field(default_factory=list)
-    layers: tuple[()] = ()
-
-    def activate_past_recording(self) -> None:
-        """As `DynamicCache` does; tables forget nothing."""
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; `tokens_to_remove` is zero or negative, as for `DynamicCache`."""
-        assert tokens_to_remove <= 0
-        del self.tokens[len(self.tokens) + tokens_to_remove :]
 
 
 class TableModel:
@@ -82,17 +67,7 @@ class TableModel:
                 self.hidden.append(hidden[row, prompt.shape[1] + length - 1])
         self.tokens = list(self.number)
         self.prompt_hidden = hidden[0, : prompt.shape[1] - 1]
-        self._output = nn.Identity()
-        self._decoder = Wrapping()
         self._blocks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-
-    def get_output_embeddings(self) -> nn.Module:
-        """What `HiddenTap` hooks."""
-        return self._output
-
-    def get_decoder(self) -> nn.Module:
-        """What `HiddenTap` hooks for all rows."""
-        return self._decoder
 
     def context(self, number: int, next_token: int) -> tuple[Tensor, Tensor]:
         """All real states up to a hidden state, and the token after each; (1, T, d) and (1, T)."""
@@ -101,31 +76,51 @@ class TableModel:
         after = [*self.prompt[0, 1:].tolist(), *told, next_token]
         return torch.stack(states)[None], torch.tensor([after])
 
-    def _supports_logits_to_keep(self) -> bool:
-        return True
-
-    def __call__(
-        self, *, input_ids: Tensor, past_key_values: TableCache, use_cache: bool, logits_to_keep: int = 0
-    ) -> SimpleNamespace:
-        assert use_cache and input_ids.shape[0] == 1
-        past_key_values.tokens += input_ids[0].tolist()
-        read = tuple(past_key_values.tokens[self.prompt.shape[1] :])
-        kept = logits_to_keep or input_ids.shape[1]
+    def behind(self, read: tuple[int, ...], kept: int) -> tuple[Tensor, Tensor]:
+        """Logits (kept, V) and states (kept, 1) of the last `kept` tokens of prompt and `read`."""
         key = (kept, *read)
         if key not in self._blocks:
             ends = [read[: len(read) - kept + 1 + k] for k in range(kept)]
-            numbers = torch.tensor([[[self.number[end]] for end in ends]])
-            self._blocks[key] = (torch.stack([self.logits[end] for end in ends])[None], numbers)
-        logits, numbers = self._blocks[key]
-        self._output(self._decoder(numbers)[0])
-        return SimpleNamespace(logits=logits)
+            numbers = torch.tensor([[self.number[end]] for end in ends])
+            self._blocks[key] = (torch.stack([self.logits[end] for end in ends]), numbers)
+        return self._blocks[key]
 
 
-class Wrapping(nn.Module):
-    """Returns a tuple, as decoders do."""
+class TableTrunk(Trunk):
+    """`Trunk` out of a table; as for the real one, what is not kept is forgotten."""
 
-    def forward(self, numbers: Tensor) -> tuple[Tensor]:
-        return (numbers,)
+    def __init__(self, table: TableModel) -> None:
+        self._table = table
+        self._told: list[tuple[int, ...]] = []
+        self._new: list[tuple[int, ...]] = []
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
+        assert all(torch.equal(prompt, self._table.prompt[0]) for prompt in prompts)
+        self._told = [() for _ in prompts]
+        self.hidden = torch.tensor([[[self._table.number[()]]]]).expand(len(prompts), -1, -1)
+        return torch.stack([self._table.logits[()] for _ in prompts])
+
+    def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
+        assert parents is None
+        self._new = [tuple(row) for row in tokens.tolist()]
+        found = [
+            self._table.behind(told + new, len(new)) for told, new in zip(self._told, self._new, strict=True)
+        ]
+        self.hidden = torch.stack([numbers for _, numbers in found])
+        return torch.stack([logits for logits, _ in found])
+
+    def keep(self, paths: Sequence[Sequence[int]]) -> None:
+        rows = zip(self._told, self._new, paths, strict=True)
+        self._told = [told + tuple(new[node] for node in path) for told, new, path in rows]
+
+    def select(self, rows: Sequence[int]) -> None:
+        self._told = [self._told[row] for row in rows]
+
+    def end(self) -> None:
+        pass
 
 
 class PooledJoint(JointDistribution):
@@ -151,13 +146,20 @@ class PooledJoint(JointDistribution):
     def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
         return self._joint.advance(state, position, tokens)
 
-    def sample(self, *, generator: torch.Generator | None = None, warp: Warp | None = None) -> Chain:
+    def sample(
+        self,
+        *,
+        generator: torch.Generator | None = None,
+        warp: Warp | None = None,
+        length: int | None = None,
+    ) -> Chain:
         if not self._chains:
             whole = None if warp is None else one_by_one(warp)
             tokens, rows = self._many.sample(generator=generator, warp=whole)
             assert rows is not None
             self._chains = [Chain(tokens[b : b + 1], rows[b : b + 1]) for b in range(POOL)]
-        return self._chains.pop()
+        chain = self._chains.pop()
+        return Chain(chain.tokens[:, :length], cast(Tensor, chain.log_rows)[:, :length])
 
 
 def one_by_one(warp: Warp) -> Warp:
@@ -215,9 +217,23 @@ class TableHead:
             self._joints[key] = joint
         return self._joints[key]
 
-    def reader(self) -> TableHead:
-        """What follows a text: every state knows its own past, so it remembers nothing."""
-        return self
+    def reader(self, *, rows: int = 1) -> TableReader:
+        """What follows a text: every state knows its own past, so it remembers the last one alone."""
+        assert rows == 1
+        return TableReader(self)
+
+
+class TableReader:
+    """`ContextReader` of one row."""
+
+    def __init__(self, head: TableHead) -> None:
+        self._head = head
+
+    def tell(self, hidden: Sequence[Tensor], next_tokens: Sequence[Tensor]) -> None:
+        self._last = hidden[0][-1], next_tokens[0][-1]
+
+    def joint(self) -> JointDistribution:
+        return self._head(*self._last)
 
 
 def prepared_processors(model: PreTrainedModel, prompt: Tensor, **options: Any) -> LogitsProcessorList:
@@ -256,18 +272,18 @@ class WatchedEngine(Engine):
         super().__init__(*args, **options)
         self.seen: Counter[tuple[int, int]] = Counter()
 
-    def verify(self, prefix: Tensor, drafts: Tensor, chain: Chain, logits: Tensor) -> Verified:
-        verified = super().verify(prefix, drafts, chain, logits)
-        self.seen[drafts.shape[1], verified.accepted] += 1
-        return verified
+    def verify(self, row: Row, draft: Draft, logits: Tensor, best: Any = None) -> Kept:
+        kept = super().verify(row, draft, logits, best)
+        self.seen[len(draft.tokens), len(kept.path)] += 1
+        return kept
 
 
 @torch.inference_mode()
 def generated(table: TableModel, engine: Engine, criteria: StoppingCriteriaList) -> list[int]:
     """The new tokens of one run of the decoding loop."""
-    out = engine.run(Sequence(table.prompt, criteria, None), table.prompt, cast(Any, TableCache()))
-    assert out.sequences is not None
-    new: list[int] = out.sequences[0, table.prompt.shape[1] :].tolist()
+    row = Row(table.prompt, criteria)
+    engine.run([row], [table.prompt[0]], TableTrunk(table))
+    new: list[int] = row.ids[0, table.prompt.shape[1] :].tolist()
     return new
 
 

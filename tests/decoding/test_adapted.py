@@ -12,12 +12,12 @@ from transformers import DynamicCache, PreTrainedModel
 from polydraft import generate
 from polydraft.adapters import AdapterSwitch, add_adapter, trained_parameters
 from polydraft.decoding.adapted import verify_with_base
+from polydraft.decoding.drafts import Draft, Kept
 from polydraft.decoding.loop import Engine
-from polydraft.decoding.verify import Verified
+from polydraft.decoding.row import Row
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
-from polydraft.joint import Chain
 from polydraft.modes import VERIFICATIONS, check_verifier
 from tests.tiny import tiny_head, tiny_model
 
@@ -67,10 +67,10 @@ def test_p_is_the_base_models_and_q_the_adapted_ones(
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     original = Engine.verify
 
-    def watch(self: Engine, prefix: Tensor, drafts: Tensor, chain: Chain, logits: Tensor) -> Verified:
-        assert chain.log_rows is not None
-        seen.append((prefix, drafts, chain.log_rows, logits))
-        return original(self, prefix, drafts, chain, logits)
+    def watch(self: Engine, row: Row, draft: Draft, logits: Tensor, best: Any) -> Kept:
+        assert draft.log_rows is not None
+        seen.append((row.ids, torch.tensor([draft.tokens], dtype=torch.long), draft.log_rows, logits))
+        return original(self, row, draft, logits, best)
 
     monkeypatch.setattr(Engine, "verify", watch)
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def test_p_is_the_base_models_and_q_the_adapted_ones(
             joint = head(tap.hidden, prefix[:, 1:])
         for s in range(drafts.shape[1]):
             expected = joint.conditional(head.draft_index(drafts[:, :s]))
-            assert torch.allclose(log_rows[0, s].exp(), expected[0].exp(), atol=1e-4)
+            assert torch.allclose(log_rows[s].exp(), expected[0].exp(), atol=1e-4)
 
 
 def test_a_text_goes_on_from_a_cache() -> None:

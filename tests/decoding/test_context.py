@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import polydraft
 from polydraft.heads import DraftHead
@@ -22,14 +21,16 @@ def watched(head: DraftHead) -> list[JointDistribution]:
     seen: list[JointDistribution] = []
     make = head.reader
 
-    def reader() -> Any:
-        read = make()
+    def reader(*, rows: int) -> Any:
+        read = make(rows=rows)
+        joint = read.joint
 
-        def watch(hidden: Tensor, next_tokens: Tensor) -> JointDistribution:
-            seen.append(read(hidden, next_tokens))
+        def watch() -> JointDistribution:
+            seen.append(joint())
             return seen[-1]
 
-        return watch
+        read.joint = watch  # type: ignore[method-assign]
+        return read
 
     head.reader = reader  # type: ignore[method-assign]
     return seen

@@ -7,7 +7,7 @@ Power: above 0.9999 for each of the planted faults, at 5,000 draws; asserted. Th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,9 +20,11 @@ from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 import polydraft
 from polydraft.decoding import block, verify
+from polydraft.decoding.drafts import Draft, Kept
 from polydraft.decoding.loop import Engine
+from polydraft.decoding.row import Row
 from polydraft.decoding.verify import Verified
-from polydraft.joint import Chain, JointDistribution
+from polydraft.joint import JointDistribution
 from polydraft.modes import VERIFICATIONS
 from tests.decoding.cases import (
     CASES,
@@ -96,7 +98,6 @@ def compare(
     assert abs(probabilities.sum() - 1) < 1e-6
     generator = torch.Generator().manual_seed(20)
     engine = engine_class(
-        cast(Any, table),
         cast(Any, head),
         processors=processors,
         do_sample=True,
@@ -162,12 +163,12 @@ class TestPlantedFaults:
 
     def test_q_taken_before_the_warper(self) -> None:
         class Unwarped(WatchedEngine):
-            def draft(self, joint: JointDistribution, prefix: Tensor, limit: int) -> Chain:
-                tokens = super().draft(joint, prefix, limit).tokens
-                rows = [joint.conditional(tokens[:, :s]) for s in range(tokens.shape[1])]
-                return Chain(
-                    tokens, torch.stack(rows, dim=1) if rows else torch.empty(1, 0, joint.vocab_size)
-                )
+            def draft(self, joint: JointDistribution, rows: Sequence[Row], limit: int) -> list[Draft]:
+                draft = super().draft(joint, rows, limit)[0]
+                index = draft.draft_index
+                assert index is not None
+                unwarped = [joint.conditional(index[None, :s])[0] for s in range(len(index))]
+                return [Draft(draft.tokens, index, torch.stack(unwarped))]
 
         self.check_caught(WARPED, engine_class=Unwarped)
 
@@ -176,11 +177,12 @@ class TestPlantedFaults:
         class Dropping(WatchedEngine):
             """After a refusal at position 2 or later goes on from the last accepted draft."""
 
-            def verify(self, prefix: Tensor, drafts: Tensor, chain: Chain, logits: Tensor) -> Verified:
-                accepted, token = super().verify(prefix, drafts, chain, logits)
-                if 0 < accepted < drafts.shape[1]:
-                    return Verified(accepted - 1, int(drafts[0, accepted - 1]))
-                return Verified(accepted, token)
+            def verify(self, row: Row, draft: Draft, logits: Tensor, best: Any = None) -> Kept:
+                kept = super().verify(row, draft, logits, best)
+                accepted = len(kept.path)
+                if 0 < accepted < len(draft.tokens):
+                    return Kept(range(accepted - 1), draft.tokens[accepted - 1])
+                return kept
 
         self.check_caught(case, engine_class=Dropping)
 
@@ -199,7 +201,6 @@ class TestTheTables:
         for seed in range(20):
             generator = torch.Generator().manual_seed(seed)
             engine = Engine(
-                cast(Any, table),
                 cast(Any, one_by_one),
                 processors=processors,
                 do_sample=True,

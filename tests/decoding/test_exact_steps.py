@@ -13,10 +13,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from transformers import StoppingCriteriaList
 
 from polydraft.decoding import block, verify
+from polydraft.decoding.drafts import Draft
 from polydraft.decoding.loop import Engine
-from polydraft.joint import Chain
+from polydraft.decoding.row import Row
 from polydraft.modes import VERIFICATIONS
 from tests.decoding.cases import CASES, HORIZON, PROMPT, VOCAB_SIZE, WARPED, Case, tables
 from tests.decoding.outcomes import Choices
@@ -40,45 +42,42 @@ class Steps:
 
     def __init__(self, case: Case, choices: Choices) -> None:
         self.table, head = tables(case, pooled=False)
-        self.engine = Engine(
-            cast(Any, self.table), cast(Any, head), processors=case.processors, do_sample=True, generator=None
-        )
+        self.engine = Engine(cast(Any, head), processors=case.processors, do_sample=True, generator=None)
         self.choices = choices
         self.refused: set[int] = set()
-        self._drafts: dict[Tokens, list[tuple[float, Chain]]] = {}
+        self._drafts: dict[Tokens, list[tuple[float, Draft]]] = {}
 
-    def drafts(self, begun: Tokens) -> list[tuple[float, Chain]]:
+    def drafts(self, begun: Tokens) -> list[tuple[float, Draft]]:
         """Everything that can be drafted after `begun`, with its probability."""
         if begun not in self._drafts:
             hidden = torch.tensor([[self.table.number[begun[:-1]]]])
             limit = min(HORIZON, LENGTH - len(begun))
-            ids = self.ids(begun)
-            draw: Callable[[], Chain] = lambda: (  # noqa: E731
-                self.engine.draft(self.engine.head(hidden, ids[:, -1]), ids, limit)
+            row = self.row(begun)
+            draw: Callable[[], Draft] = lambda: (  # noqa: E731
+                self.engine.draft(self.engine.head(hidden, row.ids[:, -1]), [row], limit)[0]
                 if limit
-                else self.engine.no_drafts(hidden)
+                else self.engine.no_drafts()
             )
             self._drafts[begun] = list(self.choices.every(draw, depth=limit))  # what comes after is cut off
         return self._drafts[begun]
 
-    def ids(self, tokens: Tokens) -> torch.Tensor:
-        """The prompt and `tokens`, (1, L)."""
-        return torch.cat([PROMPT, torch.tensor([tokens], dtype=torch.long)], dim=-1)
+    def row(self, tokens: Tokens) -> Row:
+        """The prompt and `tokens`."""
+        ids = torch.cat([PROMPT, torch.tensor([tokens], dtype=torch.long)], dim=-1)
+        return Row(ids, StoppingCriteriaList())
 
     def after(self, begun: Tokens) -> dict[Tokens, Array]:
         """One step: text with the drafts kept -> probability of each token as the next (V,)."""
-        ids = self.ids(begun)
+        row = self.row(begun)
         out: dict[Tokens, Array] = {}
-        for drawn, chain in self.drafts(begun):
-            drafts = self.engine.head.draft_ids[chain.tokens]
-            told: Tokens = tuple(drafts[0].tolist())
+        for drawn, draft in self.drafts(begun):
+            told: Tokens = tuple(draft.tokens)
             logits = torch.stack([self.table.logits[begun + told[:s]] for s in range(len(told) + 1)])
             verified = self.choices.every(
-                lambda drafts=drafts, chain=chain, logits=logits: self.engine.verify(
-                    ids, drafts, chain, logits
-                )
+                lambda draft=draft, logits=logits: self.engine.verify(row, draft, logits)
             )
-            for chance, (accepted, _) in verified:
+            for chance, (path, _) in verified:
+                accepted = len(path)
                 kept = begun + told[:accepted]
                 mass = drawn * chance * self.choices.weights.numpy()
                 out[kept] = out.get(kept, np.zeros(VOCAB_SIZE)) + mass
@@ -90,7 +89,7 @@ class Steps:
     def text(self, verification: str) -> Array:
         """Exact probability of every continuation of `LENGTH` tokens; (V^LENGTH,)."""
         self.engine.verification = verification
-        self.engine.first(PROMPT, self.table.logits[()])
+        self.engine.first(self.row(()), self.table.logits[()])
         reached: dict[Tokens, float] = {
             (k,): chance for k, chance in enumerate(self.choices.weights.tolist())
         }

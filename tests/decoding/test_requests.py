@@ -11,7 +11,6 @@ from transformers import DynamicCache, StaticCache
 
 import polydraft
 from polydraft.decoding import DecodingStatistics, DraftedOutput
-from polydraft.decoding.requests import check_cache
 from polydraft.errors import InputError
 from tests.tiny import tiny_head, tiny_model
 
@@ -49,9 +48,6 @@ def cache_of(tokens: int) -> DynamicCache:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "beams": ({"num_beams": 2}, "beam search cannot be drafted: set num_beams=1"),
-    "many": ({"num_return_sequences": 2, "do_sample": True}, "one sequence at a time"),
-    "scores": ({"output_scores": True}, "output_scores is not supported"),
-    "logits": ({"output_logits": True}, "output_logits is not supported"),
     "attentions": ({"output_attentions": True}, "output_attentions is not supported"),
     "hidden states": ({"output_hidden_states": True}, "output_hidden_states is not supported"),
     "no cache": ({"use_cache": False}, "needs the cache: leave use_cache on"),
@@ -73,8 +69,11 @@ class TestRefusals:
         given = options | ({"return_dict_in_generate": True} if door == "decoder" else {})
         assert line in refusal(door, **given)
 
-    def test_of_a_batch(self, door: str) -> None:
-        assert "one sequence at a time: call it once per prompt" in refusal(door, PROMPT.repeat(2, 1))
+    def test_of_a_batch_that_goes_on_from_a_cache(self, door: str) -> None:
+        cache = DynamicCache()
+        cast(Any, tiny_model())(PROMPT[:, :2].repeat(2, 1), past_key_values=cache)
+        line = refusal(door, PROMPT.repeat(2, 1), past_key_values=cache)
+        assert "a batch cannot go on from past_key_values: continue one text at a time" in line
 
     @pytest.mark.parametrize("tokens", [4, 6])
     def test_of_a_cache_that_holds_the_whole_prompt(self, door: str, tokens: int) -> None:
@@ -108,16 +107,6 @@ def test_the_head_of_another_model_is_refused_before_it_runs() -> None:
     with pytest.raises(InputError, match="trained for") as caught:
         polydraft.generate(model, head, PROMPT, max_new_tokens=4)
     assert "\n" not in str(caught.value)
-
-
-def test_layers_that_cannot_be_rolled_back_are_named() -> None:
-    class RecurrentLayer:
-        """States that only move on."""
-
-    cache = DynamicCache()
-    cache.layers.append(cast(Any, RecurrentLayer()))
-    with pytest.raises(InputError, match="keeps RecurrentLayer states, which cannot be rolled back"):
-        check_cache(cache)
 
 
 def test_stop_strings_need_the_tokenizer() -> None:

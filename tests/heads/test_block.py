@@ -46,7 +46,8 @@ def test_read_bit_by_bit(pieces: tuple[int, ...]) -> None:
     hidden, tokens = inputs(head)
     read, at = head.reader(), 0
     for size in pieces:
-        joint = read(hidden[:, at : at + size], tokens[:, at : at + size])
+        read.tell(hidden[:, at : at + size], tokens[:, at : at + size])
+        joint = read.joint()
         at += size
         whole = head(hidden[:, :at], tokens[:, :at])
         torch.testing.assert_close(joint.row(joint.start(), 0), whole.row(whole.start(), 0))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from polydraft.adapters import AdapterSwitch, has_adapter
+from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
-from polydraft.hidden import HiddenTap
 
 
 def verify_with_base(model: PreTrainedModel, head: DraftHead) -> None:
@@ -34,21 +34,36 @@ def verify_with_base(model: PreTrainedModel, head: DraftHead) -> None:
 
 
 class AdaptedTrunk:
-    """Hidden states of a text that grows, from a forward of the adapted model with a cache of its own.
+    """Hidden states of texts that grow, from forwards of the adapted model with a cache of its own.
 
     Every token it reads is one that stays, so nothing is rolled back.
+
+    Args:
+        texts: per row (T,) the whole text so far, without padding.
     """
 
-    def __init__(self, model: PreTrainedModel, head: DraftHead, switch: AdapterSwitch) -> None:
-        self._model = cast(Any, model)
-        self._head = head
+    def __init__(
+        self, model: PreTrainedModel, head: DraftHead, switch: AdapterSwitch, texts: Sequence[Tensor]
+    ) -> None:
+        self.texts = texts
         self._switch = switch
-        self._cache = DynamicCache(config=model.config)
-        self._keep = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
+        self._trunk = EagerTrunk(model, taps=head.config.taps, rows=len(texts))
 
-    @torch.no_grad()
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """States of the next k tokens (1, k), of all with features "block", else at least of the last."""
-        with self._switch.on(), HiddenTap(self._model, **self._head.config.taps) as tap:
-            self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, **self._keep)
-            return tap.hidden
+    def prefill(self) -> Tensor:
+        """States of the texts, as `Trunk.prefill` leaves them."""
+        with self._switch.on(), self._trunk:
+            self._trunk.prefill(self.texts)
+            return self._trunk.hidden
+
+    def __call__(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """States (k_b, D) of the next tokens (k_b,) of each row."""
+        sizes = [len(row) for row in tokens]
+        with self._switch.on(), self._trunk:
+            self._trunk.forward(pad_sequence(list(tokens), batch_first=True))
+            hidden = self._trunk.hidden
+        self._trunk.keep([range(size) for size in sizes])
+        return [states[:size] for states, size in zip(hidden, sizes, strict=True)]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with `rows` alone."""
+        self._trunk.select(rows)

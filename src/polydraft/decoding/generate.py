@@ -16,9 +16,12 @@ from transformers import (
     StopStringCriteria,
 )
 
-from polydraft.decoding.loop import Engine, Sequence, Streamer
-from polydraft.decoding.requests import check_cache, check_request, unread
-from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
+from polydraft.decoding.adapted import AdaptedTrunk
+from polydraft.decoding.loop import Engine
+from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
+from polydraft.decoding.row import Row, Streamer
+from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput, together
+from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.modes import DRAFTING, VERIFICATION, check_modes
@@ -64,37 +67,64 @@ class Decoder:
         """Generate; arguments arrive prepared from `model.generate`.
 
         Returns:
-            (1, L) token ids, or a `DraftedOutput` with `return_dict_in_generate=True`.
+            (B, L) token ids, or a `DraftedOutput` with `return_dict_in_generate=True`.
 
         Raises:
             InputError: the head belongs to another model, or an option cannot be drafted.
         """
         check_request(generation_config, input_ids, model_kwargs)
-        cache = check_cache(model_kwargs.get("past_key_values"))
+        check_processors(logits_processor)
+        rows = input_ids.shape[0]
+        if self.streamer is not None and rows > 1:
+            raise InputError("a streamer follows one text: leave it out of a batch")
+        cache = check_cache(model_kwargs.get("past_key_values"), rows=rows)
         if not self.head.is_attached_to(model):
             self.head.attach(model)
         input_ids = input_ids.to(model.device)
-        seen = cache.get_seq_length()
-        prompt = unread(input_ids, model_kwargs.get("attention_mask"), seen=seen)
+        texts = unpadded(input_ids, model_kwargs.get("attention_mask"))
+        prompts = unread(texts, seen=cache.get_seq_length(), width=input_ids.shape[1])
         engine = Engine(
-            model,
             self.head,
             processors=logits_processor,
             do_sample=bool(generation_config.do_sample),
             generator=self.generator,
             verification=self.verification,
             drafting=self.drafting,
+            keep_scores=bool(generation_config.output_scores),
+            keep_logits=bool(generation_config.output_logits),
         )
+        trunk = EagerTrunk(
+            model,
+            taps=self.head.config.taps,
+            rows=rows,
+            cache=cache if rows == 1 else None,
+            chunk=generation_config.prefill_chunk_size,
+        )
+        switch = self.head.switch
+        adapted = None if switch is None else AdaptedTrunk(model, self.head, switch, texts)
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
-        out = engine.run(Sequence(input_ids, stopping_criteria, self.streamer), prompt, cache)
+        texts_of = [
+            Row(ids[None], stopping_criteria, self.streamer, index=at) for at, ids in enumerate(input_ids)
+        ]
+        self.statistics = engine.run(texts_of, prompts, trunk, adapted=adapted)
         if self.streamer is not None:
             self.streamer.end()
-        self.statistics = out.statistics
+        out = together(texts_of, self.statistics, padding=_padding(generation_config))
+        if rows == 1:
+            out.past_key_values = cache
         if generation_config.return_dict_in_generate:
             return out
         assert out.sequences is not None
         return out.sequences
+
+
+def _padding(config: GenerationConfig) -> int:
+    """What fills the rows that ended early."""
+    token = config.pad_token_id
+    if token is None:
+        token = config.eos_token_id
+    return int(token[0] if isinstance(token, list) else token or 0)
 
 
 def decoder(
@@ -138,9 +168,9 @@ def generate(
 
     Args:
         model: a decoder-only causal model. head: trained for it.
-        input_ids: (1, T) int64. attention_mask: (1, T), left padding only.
+        input_ids: (B, T) int64. attention_mask: (B, T), left padding only.
         generation_config, stopping_criteria, options: as in `model.generate`.
-        streamer: receives the prompt, then every token. tokenizer: needed for `stop_strings`.
+        streamer: of one text; receives the prompt, then every token. tokenizer: needed for `stop_strings`.
         generator: randomness; torch's global one if None.
         verification, drafting: as in `decoder`.
 

@@ -1,104 +1,54 @@
 """The decoding loop: draft n tokens, check them with one forward of the base model, keep what it says.
 
-One cycle is one forward over [pending token, drafts]. Its row i predicts the token after draft i; with
-a drafts accepted, row a gives the next token x, and hidden states 0..a, each with the token now known to
-follow it, are what the head reads before the next draft:
+One cycle is one forward over [pending token, drafts] of every row. Its column i predicts the token after
+draft i; with a drafts accepted, column a gives the next token x, and hidden states 0..a, each with the
+token now known to follow it, are what the head reads before the next draft:
 
     joint = read(h_0..h_a, [accepted drafts, x]);  drafts ~ joint;  p = model([x, drafts]);  verify
+
+Rows of a batch accept different numbers of drafts, and a row that ends leaves the work.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers import LogitsProcessorList
 
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.block import verify_block
-from polydraft.decoding.processing import draft_warp, target_scores
+from polydraft.decoding.drafts import Draft, Kept, split
+from polydraft.decoding.follow import Follower
+from polydraft.decoding.policy import Fixed, Policy
+from polydraft.decoding.processing import draft_warp, of_row, target_scores
 from polydraft.decoding.requests import check_components
-from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
-from polydraft.decoding.verify import Verified, draw, verify_greedy, verify_sampled
+from polydraft.decoding.row import Row
+from polydraft.decoding.statistics import DecodingStatistics
+from polydraft.decoding.trunk import Trunk
+from polydraft.decoding.verify import draw, verify_greedy, verify_sampled
 from polydraft.heads import DraftHead
-from polydraft.hidden import HiddenTap
-from polydraft.joint import Chain, JointDistribution, LatentMixture
+from polydraft.joint import JointDistribution, LatentMixture
 from polydraft.modes import DRAFTING, VERIFICATION, check_modes
 
 SAMPLED = {"token": verify_sampled, "block": verify_block}
 """The verification of sampled drafts by name; greedy drafts have but one."""
 
 
-def record_past(cache: DynamicCache, *, on: bool) -> None:
-    """Let sliding-window layers keep what a crop may need, or hand them back as plain decoding has them.
-
-    While they record, every forward is followed by a crop; a crop of nothing cuts them back to the window.
-    """
-    if on:
-        cache.activate_past_recording()
-        cache.crop(0)
-        return
-    for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            layer.record_past = False
-
-
-class Streamer(Protocol):
-    """What transformers' streamers do."""
-
-    def put(self, value: Tensor) -> None:
-        """Take tokens."""
-
-    def end(self) -> None:
-        """Flush."""
-
-
-class Sequence:
-    """The growing text of one generation: emits tokens one by one and knows when to stop.
-
-    Attributes:
-        ids: (1, L) prompt and tokens so far. origins: s >= 1 for drafts at position s, else 0.
-    """
-
-    def __init__(self, input_ids: Tensor, criteria: StoppingCriteriaList, streamer: Streamer | None) -> None:
-        self.ids = input_ids
-        self.origins: list[int] = []
-        self.finished = False
-        self._criteria = criteria
-        self._streamer = streamer
-
-    @property
-    def room(self) -> int | None:
-        """Tokens left up to the length limit; None without one."""
-        limit = self._criteria.max_length
-        return None if limit is None else max(limit - self.ids.shape[1], 0)
-
-    def emit(self, tokens: list[int], origins: list[int]) -> int:
-        """Append `tokens` until a stopping criterion holds; returns how many were taken."""
-        for count, (token, origin) in enumerate(zip(tokens, origins, strict=True), start=1):
-            new = self.ids.new_tensor([token])
-            self.ids = torch.cat([self.ids, new[None]], dim=-1)
-            self.origins.append(origin)
-            if self._streamer is not None:
-                self._streamer.put(new.cpu())
-            if bool(self._criteria(self.ids, None).all()):
-                self.finished = True
-                return count
-        return len(tokens)
-
-
 class Engine:
-    """A base model, its head and the rules of one generation.
+    """A head, and the rules of one generation.
 
     Args:
-        model, head: the head attached to the model. processors: applied to p and q alike.
+        head: attached to the base model. processors: applied to p and q alike.
         do_sample: sample, else take argmaxes. generator: source of randomness, torch's own if None.
         verification: of sampled drafts, "token" (rejection sampling, one by one) or "block".
         drafting: of greedy drafts, "chain" (each the likeliest after those before it) or "components"
             (those of the likeliest components, all positions chosen together).
+        policy: how many tokens to draft in each cycle; the head's horizon if None.
+        keep_scores, keep_logits: leave with every row what its tokens were chosen from.
 
     Raises:
         InputError: an unknown choice, or one that sampling or this head cannot do.
@@ -106,7 +56,6 @@ class Engine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
         head: DraftHead,
         *,
         processors: LogitsProcessorList,
@@ -114,108 +63,195 @@ class Engine:
         generator: torch.Generator | None,
         verification: str = VERIFICATION,
         drafting: str = DRAFTING,
+        policy: Policy | None = None,
+        keep_scores: bool = False,
+        keep_logits: bool = False,
     ) -> None:
         check_modes(verification=verification, drafting=drafting, do_sample=do_sample)
         if drafting == "components":
             check_components(head.config)
-        self.model = model
         self.head = head
         self.processors = processors
         self.do_sample = do_sample
         self.generator = generator
         self.verification = verification
         self.drafting = drafting
+        self.policy = Fixed(head.config.horizon) if policy is None else policy
+        self.keep_scores = keep_scores
+        self.keep_logits = keep_logits
+        self._of_row: dict[int, LogitsProcessorList] = {}
 
-    def first(self, prefix: Tensor, logits: Tensor) -> int:
+    def scores(self, row: Row, drafted: Sequence[int], logits: Tensor) -> Tensor:
+        """The processed row (V,) behind the text of `row` and `drafted`; raw `logits` (V,)."""
+        prefix = row.ids
+        if drafted and self.processors:
+            prefix = torch.cat([prefix, prefix.new_tensor([list(drafted)])], dim=-1)
+        return target_scores(self.of(row), prefix, logits)
+
+    def of(self, row: Row) -> LogitsProcessorList:
+        """The processors of one row."""
+        if row.index not in self._of_row:
+            self._of_row[row.index] = of_row(self.processors, row.index)
+        return self._of_row[row.index]
+
+    def first(self, row: Row, logits: Tensor) -> int:
         """The token after the prompt, from its last row (V,)."""
-        scores = target_scores(self.processors, prefix, logits)
+        scores = self.scores(row, [], logits)
+        self._note(row, [(scores, logits)])
         return draw(scores.softmax(-1), self.generator) if self.do_sample else int(scores.argmax())
 
-    def draft(self, joint: JointDistribution, prefix: Tensor, limit: int) -> Chain:
-        """At most `limit` drafts after `prefix` (1, L), from the head's joint there."""
-        config = self.head.config
-        warp = draft_warp(self.processors, prefix, self.head.draft_ids, config.vocab_size)
+    def draft(self, joint: JointDistribution, rows: Sequence[Row], limit: int) -> list[Draft]:
+        """At most `limit` drafts for each of `rows`, from the head's joint behind them."""
+        config, ids = self.head.config, self.head.draft_ids
+        warp = draft_warp([self.of(row) for row in rows], [row.ids for row in rows], ids, config.vocab_size)
+        if self.do_sample:
+            chain = joint.sample(generator=self.generator, warp=warp, length=limit)
+        elif self.drafting == "components":
+            chain = cast(LatentMixture, joint).best_components(warp=warp)
+        else:
+            chain = joint.argmax(warp=warp, length=limit)
+        return [draft.first(limit) for draft in split(chain, ids)]
+
+    def no_drafts(self) -> Draft:
+        """Where there is room for one token only, or drafting does not pay."""
         if not self.do_sample:
-            if self.drafting == "components":
-                chain = cast(LatentMixture, joint).best_components(warp=warp)
-            else:
-                chain = joint.argmax(warp=warp)
-            return Chain(chain.tokens[:, :limit], None)
-        tokens, rows = joint.sample(generator=self.generator, warp=warp)
-        assert rows is not None
-        return Chain(tokens[:, :limit], rows[:, :limit])
+            return Draft([])
+        ids = self.head.draft_ids
+        return Draft([], ids.new_empty(0), torch.empty(0, len(ids), device=ids.device))
 
-    def no_drafts(self, hidden: Tensor) -> Chain:
-        """Where there is room for one token only."""
-        rows = hidden.new_empty(1, 0, self.head.config.draft_vocab_size) if self.do_sample else None
-        return Chain(self.head.draft_ids.new_empty(1, 0), rows)
-
-    def verify(self, prefix: Tensor, drafts: Tensor, chain: Chain, logits: Tensor) -> Verified:
-        """Check `drafts` (1, m) base ids after `prefix` against the base model's rows `logits` (m + 1, V)."""
-
-        def scores(s: int) -> Tensor:
-            return target_scores(self.processors, torch.cat([prefix, drafts[:, :s]], dim=-1), logits[s])
-
-        tokens: list[int] = drafts[0].tolist()
-        if chain.log_rows is None:
-            return verify_greedy(scores, tokens)
-        return SAMPLED[self.verification](
-            lambda s: scores(s).softmax(-1),
-            tokens,
-            chain.tokens[0],
-            chain.log_rows[0],
-            self.head.draft_ids,
-            generator=self.generator,
-        )
-
-    def run(self, sequence: Sequence, prompt: Tensor, cache: DynamicCache) -> DraftedOutput:
-        """Generate until `sequence` is finished.
+    def verify(self, row: Row, draft: Draft, logits: Tensor, best: Sequence[int] | None = None) -> Kept:
+        """Check `draft` behind `row` against the base model's rows `logits` (m + 1, V).
 
         Args:
-            prompt: (1, T) what the model reads first: the prompt without padding and without the
-                tokens that `cache` already holds.
+            best: their argmaxes, where nothing but them is needed.
+        """
+        seen: dict[int, Tensor] = {}
+
+        def scores(s: int) -> Tensor:
+            if s not in seen:
+                seen[s] = self.scores(row, draft.tokens[:s], logits[s])
+            return seen[s]
+
+        if best is not None:
+            accepted = next(
+                (s for s, token in enumerate(draft.tokens) if best[s] != token), len(draft.tokens)
+            )
+            kept = Kept(range(accepted), best[accepted])
+        elif not self.do_sample:
+            kept = _kept(*verify_greedy(scores, draft.tokens))
+        else:
+            assert draft.draft_index is not None and draft.log_rows is not None
+            kept = _kept(
+                *SAMPLED[self.verification](
+                    lambda s: scores(s).softmax(-1),
+                    draft.tokens,
+                    draft.draft_index,
+                    draft.log_rows,
+                    self.head.draft_ids,
+                    generator=self.generator,
+                )
+            )
+        if self.keep_scores or self.keep_logits:
+            columns = [0, *(node + 1 for node in kept.path)]
+            self._note(row, [(scores(s), logits[s]) for s in columns])
+        return kept
+
+    def run(
+        self,
+        rows: Sequence[Row],
+        prompts: Sequence[Tensor],
+        trunk: Trunk,
+        *,
+        adapted: AdaptedTrunk | None = None,
+    ) -> DecodingStatistics:
+        """Generate until every row is finished.
+
+        Args:
+            prompts: per row (T,) what the model reads first: the prompt without padding and without the
+                tokens that its cache already holds.
+            adapted: where the head reads other states than the verifier's.
         """
         began = time.perf_counter()
         statistics = DecodingStatistics()
-        model = cast(Any, self.model)
-        keep = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-        config, read = self.head.config, self.head.reader()
-        switch = self.head.switch
-        adapted = None if switch is None else AdaptedTrunk(self.model, self.head, switch)
-        with HiddenTap(self.model, **config.taps) as tap:
-            if adapted is not None:
-                fresh = sequence.ids[:, -cache.get_seq_length() - prompt.shape[1] :]
-            out = model(input_ids=prompt, past_key_values=cache, use_cache=True, **keep)
-            record_past(cache, on=True)
-            sequence.emit([self.first(sequence.ids, out.logits[0, -1])], [0])
-            hidden = tap.hidden  # of the positions not read yet, as are the tokens `fresh`
-            while not sequence.finished:
+        follower = Follower(self.head, adapted, rows=len(rows))
+        active = list(rows)
+        with trunk:
+            logits = trunk.prefill(prompts)
+            for row, last in zip(active, logits, strict=True):
+                row.emit([self.first(row, last)], [0])
+            follower.begin(active, prompts, trunk.hidden)
+            while active := self._leave(active, trunk, follower):
                 started = time.perf_counter()
-                room = sequence.room
-                limit = config.horizon if room is None else min(config.horizon, room - 1)
-                if adapted is not None:
-                    hidden = adapted(fresh)
-                if limit > 0:
-                    joint = read(hidden, sequence.ids[:, -hidden.shape[1] :])
-                    chain = self.draft(joint, sequence.ids, limit)
-                else:
-                    chain = self.no_drafts(hidden)
-                drafts = self.head.draft_ids[chain.tokens]
+                drafts = self._drafts(active, follower)
                 statistics.drafting_seconds += time.perf_counter() - started
-
-                block = torch.cat([sequence.ids[:, -1:], drafts], dim=-1)
-                logits = model(input_ids=block, past_key_values=cache, use_cache=True).logits[0]
-                accepted, token = self.verify(sequence.ids, drafts, chain, logits)
-
-                run = [*drafts[0, :accepted].tolist(), token]
-                taken = sequence.emit(run, [*range(1, accepted + 1), 0])
-                statistics.count(drafted=drafts.shape[1], accepted=min(accepted, taken))
-                fresh = block[:, : accepted + 1]
-                cache.crop(taken - block.shape[1])  # 0 as well: sliding windows are cut back here
-                hidden = tap.hidden[:, : accepted + 1]
-        record_past(cache, on=False)
+                self._cycle(active, drafts, trunk, follower, statistics)
+            trunk.end()
         statistics.seconds = time.perf_counter() - began
-        origins = torch.tensor([sequence.origins], device=sequence.ids.device)
-        return DraftedOutput(
-            sequences=sequence.ids, origins=origins, statistics=statistics, past_key_values=cache
+        return statistics
+
+    def _leave(self, active: list[Row], trunk: Trunk, follower: Follower) -> list[Row]:
+        """The rows that go on; the others leave the work, but the last keep what the trunk holds of them."""
+        going = [at for at, row in enumerate(active) if not row.finished]
+        if going and len(going) < len(active):
+            trunk.select(going)
+            follower.select(going)
+        return [active[at] for at in going]
+
+    def _drafts(self, active: list[Row], follower: Follower) -> list[Draft]:
+        """As many as the policy wants, and each row has room for behind the token that verification adds."""
+        rooms = [None if row.room is None else row.room - 1 for row in active]
+        limit = min(self.policy.drafts(len(active)), self.head.config.horizon)
+        if None not in rooms:
+            limit = min(limit, max(cast(list[int], rooms)))
+        if limit <= 0:
+            return [self.no_drafts() for _ in active]
+        drafts = self.draft(follower.joint(), active, limit)
+        return [draft.first(room) for draft, room in zip(drafts, rooms, strict=True)]
+
+    def _cycle(
+        self,
+        active: list[Row],
+        drafts: list[Draft],
+        trunk: Trunk,
+        follower: Follower,
+        statistics: DecodingStatistics,
+    ) -> None:
+        """One forward, and what follows from it for every row."""
+        width = 1 + max(len(draft.tokens) for draft in drafts)
+        ids = active[0].ids
+        block = ids.new_zeros(len(active), width)
+        for at, (row, draft) in enumerate(zip(active, drafts, strict=True)):
+            block[at, : 1 + len(draft.tokens)] = ids.new_tensor([int(row.ids[0, -1]), *draft.tokens])
+        logits = trunk.forward(block)
+        simple = not (self.do_sample or self.processors or self.keep_scores or self.keep_logits)
+        best = logits.argmax(-1).tolist() if simple else [None] * len(active)
+
+        paths, after = [], []
+        for at, (row, draft) in enumerate(zip(active, drafts, strict=True)):
+            path, token = self.verify(row, draft, logits[at], best[at])
+            depths = draft.depths
+            run = [*(draft.tokens[node] for node in path), token]
+            taken = row.emit(run, [*(depths[node] for node in path), 0])
+            statistics.count(drafted=len(draft.tokens), accepted=min(len(path), taken))
+            paths.append([0, *(node + 1 for node in path)][:taken])
+            after.append(ids.new_tensor(run[:taken]))
+        self.policy.observe(rows=len(active), drafted=width - 1, accepted=[len(path) - 1 for path in paths])
+        hidden = trunk.hidden
+        trunk.keep(paths)
+        follower.grow(
+            [block[at, path] for at, path in enumerate(paths)],
+            [hidden[at, path] for at, path in enumerate(paths)],
+            after,
         )
+
+    def _note(self, row: Row, found: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Leave with `row` what its next tokens come from; more than it takes is cut off in the end."""
+        for scores, logits in found:
+            if self.keep_scores:
+                row.scores.append(scores)
+            if self.keep_logits:
+                row.logits.append(logits.to(copy=True, dtype=torch.float32))
+
+
+def _kept(accepted: int, token: int) -> Kept:
+    return Kept(range(accepted), token)

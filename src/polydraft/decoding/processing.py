@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     MinPLogitsWarper,
+    PrefixConstrainedLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -45,25 +50,56 @@ def target_scores(processors: LogitsProcessorList, prefix: Tensor, logits: Tenso
     return process(processors, prefix, scores[None])[0]
 
 
+def of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:
+    """The processors for one row of a batch, given to them alone; those that know the batch are told which."""
+    return LogitsProcessorList([_of_row(processor, row) for processor in processors])
+
+
+def _of_row(processor: Any, row: int) -> Any:
+    alone = copy.copy(processor)
+    if isinstance(processor, PrefixConstrainedLogitsProcessor):
+        allowed = processor._prefix_allowed_tokens_fn
+        alone._prefix_allowed_tokens_fn = lambda _, ids: allowed(row, ids)
+        return alone
+    if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
+        alone.encoder_input_ids = processor.encoder_input_ids[row : row + 1]
+        return alone
+    if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+        alone.batch_size = 1
+        alone.generated_ngrams = processor.generated_ngrams[row : row + 1]
+        return alone
+    return processor
+
+
 def draft_warp(
-    processors: LogitsProcessorList, prefix: Tensor, draft_ids: Tensor, vocab_size: int
+    processors: Sequence[LogitsProcessorList],
+    prefixes: Sequence[Tensor],
+    draft_ids: Tensor,
+    vocab_size: int,
 ) -> Warp | None:
-    """The same processors as a `Warp` of draft rows (1, V').
+    """The same processors as a `Warp` of draft rows (B, V').
 
     Processors that know token ids see a row over the whole vocabulary, -inf outside the draft
     vocabulary, and the prefix with the drafts so far. What they leave no draft token at ends the chain.
 
     Args:
-        prefix: (1, L) base ids up to and including the pending token. draft_ids: (V',).
+        processors: per row, as `of_row` gives them. prefixes: per row (1, L) base ids up to and including
+            the pending token. draft_ids: (V',).
     """
-    if not processors:
+    if not processors[0]:
         return None
-    if all(isinstance(p, POINTWISE) for p in processors):
-        return lambda tokens, row: process(processors, prefix, row)
+    if all(isinstance(p, POINTWISE) for p in processors[0]):
+        return lambda tokens, row: process(processors[0], prefixes[0], row)
 
     def warp(tokens: Tensor, row: Tensor) -> Tensor:
-        full = row.new_full((1, vocab_size), -torch.inf)
+        full = row.new_full((len(row), vocab_size), -torch.inf)
         full[:, draft_ids] = row
-        return process(processors, torch.cat([prefix, draft_ids[tokens]], dim=-1), full)[:, draft_ids]
+        drafted = draft_ids[tokens]
+        return torch.cat(
+            [
+                process(own, torch.cat([prefix, drafted[b : b + 1]], dim=-1), full[b : b + 1])
+                for b, (own, prefix) in enumerate(zip(processors, prefixes, strict=True))
+            ]
+        )[:, draft_ids]
 
     return warp

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers.generation.logits_process import SynthIDTextWatermarkLogitsProcessor
 
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig
@@ -32,11 +33,9 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
         )
     if (config.num_beams or 1) > 1:
         raise InputError("beam search cannot be drafted: set num_beams=1, or call plain model.generate")
-    if (config.num_return_sequences or 1) > 1 or input_ids.shape[0] > 1:
-        raise InputError("drafted generation takes one sequence at a time: call it once per prompt")
     if not config.use_cache:
         raise InputError("drafted generation needs the cache: leave use_cache on")
-    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+    for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name, None):
             raise InputError(
                 f"{name} is not supported by drafted generation: leave it off, or call plain model.generate"
@@ -69,38 +68,67 @@ def check_components(config: DraftConfig) -> None:
         raise InputError("drafting components needs a head with features 'fused': use drafting chain")
 
 
-def check_cache(cache: object) -> DynamicCache:
-    """The cache, if its layers can be rolled back.
+def check_cache(cache: object, *, rows: int) -> DynamicCache:
+    """The cache, if drafting can go on from it.
 
     Raises:
-        InputError: a cache, or a layer of one, without rollback; named.
+        InputError: another kind of cache, or one of several rows that holds something.
     """
     if not isinstance(cache, DynamicCache):
         raise InputError(f"{type(cache).__name__} cannot be rolled back: use the default dynamic cache")
-    for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            kind = type(layer).__name__
-            raise InputError(
-                f"the model keeps {kind} states, which cannot be rolled back after a refused draft"
-            )
+    if rows > 1 and cache.get_seq_length():
+        raise InputError("a batch cannot go on from past_key_values: continue one text at a time")
     return cache
 
 
-def unread(input_ids: Tensor, attention_mask: Tensor | None, *, seen: int) -> Tensor:
-    """The prompt (1, T) without its left padding and without the `seen` tokens its cache holds; (1, T').
+def check_processors(processors: LogitsProcessorList) -> None:
+    """Refuse processors that count their calls.
 
     Raises:
-        InputError: a mask with holes, padding before a cache, or a cache that holds the whole prompt.
+        InputError: names it.
     """
-    if attention_mask is None or bool(attention_mask.all()):
-        if input_ids.shape[1] <= seen:
+    for processor in processors:
+        if isinstance(processor, SynthIDTextWatermarkLogitsProcessor):
+            raise InputError(
+                "watermarking_config of SynthID counts its calls and cannot be drafted: leave it off"
+            )
+
+
+def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+    """Every row (B, T) without its left padding, (T_b,) each.
+
+    Raises:
+        InputError: a mask with holes, or a row of padding alone.
+    """
+    if attention_mask is None:
+        return list(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask is {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}: "
+            "give both for the same tokens"
+        )
+    rows = []
+    for ids, mask in zip(input_ids, attention_mask, strict=True):
+        kept = int(mask.sum())
+        if kept == 0 or not bool(mask[-kept:].all()):
+            raise InputError("attention_mask may hide left padding only: pad on the left")
+        rows.append(ids[-kept:])
+    return rows
+
+
+def unread(texts: Sequence[Tensor], *, seen: int, width: int) -> list[Tensor]:
+    """What of each text (T_b,) a cache of `seen` tokens does not hold; `width`: of the texts with padding.
+
+    Raises:
+        InputError: nothing, or padding before a cache.
+    """
+    for text in texts:
+        if seen and len(text) < width:
+            raise InputError(
+                "a padded prompt cannot be continued from a cache: leave the padding out of both"
+            )
+        if len(text) <= seen:
             raise InputError(
                 f"the cache already holds {seen} tokens: give them and at least one more in input_ids"
             )
-        return input_ids[:, seen:]
-    if seen:
-        raise InputError("a padded prompt cannot be continued from a cache: leave the padding out of both")
-    kept = int(attention_mask.sum())
-    if kept == 0 or not bool(attention_mask[0, -kept:].all()):
-        raise InputError("attention_mask may hide left padding only: pad on the left")
-    return input_ids[:, -kept:]
+    return [text[seen:] for text in texts]

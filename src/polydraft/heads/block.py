@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from polydraft.errors import InputError
+from polydraft.slots import SlotCache, slot_mask
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "rms_norm_eps")
 """Of a block; taken from the base model where it has them."""
@@ -79,28 +80,32 @@ class ContextBlock(nn.Module):
         return taken
 
     def forward(
-        self, features: Tensor, *, position_ids: Tensor | None = None, cache: DynamicCache | None = None
+        self, features: Tensor, *, position_ids: Tensor | None = None, cache: SlotCache | None = None
     ) -> Tensor:
         """f (B, T, d) -> u (B, T, d), u_t from f_1..f_t.
 
         Args:
             position_ids: (B, T), restarting where a packed row begins another document, which sees nothing
                 of those before it; None counts on from the cache.
-            cache: what earlier calls saw; grows by T.
+            cache: what earlier calls saw; T more are written behind each row, to be kept by the caller.
         """
         if not self._rotary or self._rotary[0].inv_freq.device != features.device:
             self._rotary = [LlamaRotaryEmbedding(self.layer_config).to(features.device)]
-        seen = 0 if cache is None else cache.get_seq_length()
+        width, device = features.shape[1], features.device
+        if cache is not None and cache.shared_length is None:
+            mask: Any = slot_mask(cache.lengths, width, device=device)
+        else:
+            mask = create_causal_mask(
+                config=self.layer_config,
+                inputs_embeds=features,
+                attention_mask=None,
+                past_key_values=cache,
+                position_ids=position_ids,
+            )
         places = position_ids
         if places is None:
-            places = (seen + torch.arange(features.shape[1], device=features.device))[None]
-        mask = create_causal_mask(
-            config=self.layer_config,
-            inputs_embeds=features,
-            attention_mask=None,
-            past_key_values=cache,
-            position_ids=position_ids,
-        )
+            seen = torch.tensor([0] if cache is None else cache.lengths, device=device)
+            places = seen[:, None] + torch.arange(width, device=device)
         out = self.layer(
             features,
             attention_mask=mask,

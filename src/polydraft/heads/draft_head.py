@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.adapters import AdapterSwitch
 from polydraft.errors import InputError, PolydraftError
@@ -16,6 +16,7 @@ from polydraft.heads.previous import PreviousToken
 from polydraft.heads.reader import ContextReader
 from polydraft.joint import Gate, JointDistribution, LatentMixture
 from polydraft.joint.mixture import Bias
+from polydraft.slots import SlotCache
 
 INIT_STD = 0.02
 
@@ -151,7 +152,7 @@ class DraftHead(PreTrainedModel):
         next_tokens: Tensor,
         *,
         position_ids: Tensor | None = None,
-        cache: DynamicCache | None = None,
+        cache: SlotCache | None = None,
     ) -> Tensor:
         """u_t from h_t and x[t+1]; (..., D) and (...) -> (..., d), in the head's dtype.
 
@@ -160,7 +161,7 @@ class DraftHead(PreTrainedModel):
         Args:
             hidden: D = `config.state_size` columns.
             position_ids: (B, T), restarting where another document begins; None for one document a row.
-            cache: of the block: what earlier calls saw; grows by T.
+            cache: of the block: what earlier calls saw; T more are written, see `ContextBlock`.
         """
         hidden = hidden.to(self.dtype)
         if self.fuse is None:
@@ -202,9 +203,9 @@ class DraftHead(PreTrainedModel):
         joint = LatentMixture(latent, self._all_logits(mapped, kept), self._bias(features, kept))
         return joint.after(self.draft_index(next_tokens)) if self.config.features == "hidden" else joint
 
-    def reader(self) -> ContextReader:
-        """What reads a growing text for drafting."""
-        return ContextReader(self)
+    def reader(self, *, rows: int = 1) -> ContextReader:
+        """What reads `rows` growing texts for drafting."""
+        return ContextReader(self, rows=rows)
 
     def _all_logits(self, mapped: Tensor, kept: Tensor | None) -> Tensor:
         """Logits of all positions, in the dtype they are made in; z (B, n, c, d) -> (B, n, c, V')."""
@@ -236,7 +237,7 @@ class DraftHead(PreTrainedModel):
             inner = previous.inner(contexts[:, position], self.embed(self.draft_ids[before.clamp(min=0)]))
             inner = torch.where((before >= 0)[:, None], inner, 0.0)
             if table is not None:
-                return (table @ inner.to(table.dtype)[:, :, None]).squeeze(-1).float()
+                return (table @ inner.to(table.dtype).T).T.float()
             shift = previous.out(inner)
             out = torch.einsum("bd,avd->bav", shift, self.own[position].to(shift.dtype)).float()
             if kept is None:

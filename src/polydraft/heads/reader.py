@@ -1,32 +1,73 @@
-"""How a head follows a text that grows: the decoding loop's view of it."""
+"""How a head follows texts that grow: the decoding loop's view of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn.utils.rnn import pad_sequence
 
 from polydraft.joint import JointDistribution
+from polydraft.slots import SlotCache
 
 if TYPE_CHECKING:
     from polydraft.heads.draft_head import DraftHead
 
 
 class ContextReader:
-    """Reads a text as it grows, (1, k) positions at a time, and gives the joint after the last of them.
+    """Reads B texts as they grow, each by as many positions as it has grown, and gives the joint behind them.
 
     Every position read is one that stays: the base model has verified it, and knows the token after it.
     So what the block remembers needs no rollback.
+
+    Args:
+        rows: B.
     """
 
-    def __init__(self, head: DraftHead) -> None:
+    def __init__(self, head: DraftHead, *, rows: int = 1) -> None:
         self._head = head
-        self._cache = None if head.block is None else DynamicCache()
+        self._slots = None if head.block is None else SlotCache([None], rows=rows)
+        self._waiting: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(rows)]
 
-    def __call__(self, hidden: Tensor, next_tokens: Tensor) -> JointDistribution:
-        """hidden (1, k, D), the states of the next k positions; next_tokens (1, k), the token after each."""
-        if self._cache is None:
-            return self._head.forward(hidden[:, -1], next_tokens[:, -1])
-        features = self._head.features(hidden, next_tokens, cache=self._cache)
-        return self._head.joint(features[:, -1], next_tokens[:, -1])
+    def tell(self, hidden: Sequence[Tensor], next_tokens: Sequence[Tensor]) -> None:
+        """Take what each row has grown by: states (k_b, D) and the token after each (k_b,).
+
+        Nothing is computed before a joint is asked for.
+        """
+        for waiting, states, tokens in zip(self._waiting, hidden, next_tokens, strict=True):
+            if self._slots is None:
+                waiting.clear()  # a head without a block reads the last position alone
+                states, tokens = states[-1:], tokens[-1:]
+            if len(tokens):
+                waiting.append((states, tokens))
+
+    def joint(self) -> JointDistribution:
+        """The joints behind all that was told, batched; every row must have grown since the last time."""
+        parts = [
+            waiting[0]
+            if len(waiting) == 1
+            else (torch.cat([h for h, _ in waiting]), torch.cat([t for _, t in waiting]))
+            for waiting in self._waiting
+        ]
+        if len(parts) == 1:
+            hidden, tokens = parts[0][0][None], parts[0][1][None]
+        else:
+            hidden = pad_sequence([states for states, _ in parts], batch_first=True)
+            tokens = pad_sequence([after for _, after in parts], batch_first=True)
+        self._waiting = [[] for _ in parts]
+        if self._slots is None:
+            return self._head.forward(hidden[:, -1], tokens[:, -1])
+        features = self._head.features(hidden, tokens, cache=self._slots)
+        sizes = [len(after) for _, after in parts]
+        self._slots.keep([range(size) for size in sizes])
+        last = [size - 1 for size in sizes]
+        rows = list(range(len(sizes)))
+        return self._head.joint(features[rows, last], tokens[rows, last])
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with `rows` alone."""
+        self._waiting = [self._waiting[row] for row in rows]
+        if self._slots is not None:
+            self._slots.select(rows)

@@ -91,29 +91,39 @@ class JointDistribution(ABC):
             state = self.advance(state, position, prefix[:, position])
         return self.row(state, prefix.shape[1])
 
-    def sample(self, *, generator: torch.Generator | None = None, warp: Warp | None = None) -> Chain:
+    def sample(
+        self,
+        *,
+        generator: torch.Generator | None = None,
+        warp: Warp | None = None,
+        length: int | None = None,
+    ) -> Chain:
         """Ancestral sampling, with the rows the tokens were drawn from.
 
         Args:
             generator: source of randomness; torch's global one if None.
             warp: processes each row before its token is drawn; the returned rows are the processed
                 ones, normalised, so they are exactly what was sampled from.
+            length: tokens at most; n if None.
         """
-        return self._chain(generator=generator, warp=warp, greedy=False)
+        return self._chain(generator=generator, warp=warp, greedy=False, length=length)
 
-    def argmax(self, *, warp: Warp | None = None) -> Chain:
+    def argmax(self, *, warp: Warp | None = None, length: int | None = None) -> Chain:
         """The greedy chain: x_s = argmax q(x_s | x_<s), rows processed by `warp` first."""
-        return self._chain(generator=None, warp=warp, greedy=True)
+        return self._chain(generator=None, warp=warp, greedy=True, length=length)
 
     def after(self, tokens: Tensor) -> JointDistribution:
         """The joint of positions 2..n given x_1 = `tokens` (B,); a row with token -1 tells nothing."""
         return Later(self, tokens)
 
-    def _chain(self, *, generator: torch.Generator | None, warp: Warp | None, greedy: bool) -> Chain:
+    def _chain(
+        self, *, generator: torch.Generator | None, warp: Warp | None, greedy: bool, length: int | None
+    ) -> Chain:
         state = self.start()
+        end = self.horizon if length is None else min(length, self.horizon)
         tokens = torch.empty(self.batch_size, 0, dtype=torch.long, device=self.device)
         rows: list[Tensor] = []
-        for position in range(self.horizon):
+        for position in range(end):
             row = self.row(state, position)
             if warp is not None:
                 row = warp(tokens, row)
@@ -126,7 +136,7 @@ class JointDistribution(ABC):
                 drawn = torch.multinomial(row.exp(), 1, generator=generator).squeeze(-1)
                 rows.append(row)
             tokens = torch.cat([tokens, drawn[:, None]], dim=-1)
-            if position + 1 < self.horizon:
+            if position + 1 < end:
                 state = self.advance(state, position, drawn)
         if greedy:
             return Chain(tokens, None)

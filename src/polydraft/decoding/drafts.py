@@ -1,0 +1,59 @@
+"""What is proposed for the rows of a batch, and what verification keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from polydraft.joint import Chain
+
+
+class Draft(NamedTuple):
+    """The drafts of one row, m tokens.
+
+    Attributes:
+        tokens: m base token ids.
+        draft_index: (m,) int64, the same in the draft vocabulary; None with `log_rows`.
+        log_rows: (m, V') log q, the normalised rows the tokens were drawn from, one after the other; None
+            where they were chosen, not drawn.
+        parents: of a tree, per token the index of the one before it, -1 for the pending token; None for a chain.
+    """
+
+    tokens: list[int]
+    draft_index: Tensor | None = None
+    log_rows: Tensor | None = None
+    parents: tuple[int, ...] | None = None
+
+    @property
+    def depths(self) -> list[int]:
+        """How far each token lies behind the pending one, from 1."""
+        if self.parents is None:
+            return list(range(1, len(self.tokens) + 1))
+        out: list[int] = []
+        for parent in self.parents:
+            out.append(1 if parent < 0 else out[parent] + 1)
+        return out
+
+    def first(self, count: int | None) -> Draft:
+        """The chain cut to `count` tokens; None for all of it."""
+        if count is None or count >= len(self.tokens):
+            return self
+        index, rows = (None if x is None else x[:count] for x in (self.draft_index, self.log_rows))
+        return Draft(self.tokens[:count], index, rows)
+
+
+class Kept(NamedTuple):
+    """The drafts at the indices `path` stay, then comes `token`: a correction, or a bonus."""
+
+    path: Sequence[int]
+    token: int
+
+
+def split(chain: Chain, draft_ids: Tensor) -> list[Draft]:
+    """A batch of chains as the drafts of its rows."""
+    tokens = draft_ids[chain.tokens].tolist()
+    if chain.log_rows is None:
+        return [Draft(row) for row in tokens]
+    return [Draft(row, chain.tokens[b], chain.log_rows[b]) for b, row in enumerate(tokens)]

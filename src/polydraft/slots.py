@@ -1,0 +1,262 @@
+"""A cache in which every row of a batch has its own length, and a draft is taken back by not counting it.
+
+The token at position p of a row lies in slot p of that row: prompts are padded on the right, never on the
+left. A forward over w tokens writes the w slots behind each row's length; what is kept of them counts, the
+rest is overwritten by the next forward. So rows may accept different numbers of drafts, nothing is ever
+cropped, and a sliding window is a matter of the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+from polydraft.errors import InputError
+
+GROWTH = 256
+"""Slots are added in multiples of this."""
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, (B, H, S, D) each; `window` is the layer's sliding window or None."""
+
+    def __init__(self, slots: SlotCache, window: int | None = None) -> None:
+        super().__init__()
+        self._slots = slots
+        self.window = window
+        self.is_sliding = window is not None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make room for the first forward; zeros, since what is masked must still be finite."""
+        size = self._slots.capacity
+        self.keys = key_states.new_zeros(*key_states.shape[:2], size, key_states.shape[-1])
+        self.values = value_states.new_zeros(*value_states.shape[:2], size, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write (B, H, w, D) behind each row's length; all slots up to the longest row's last one."""
+        width = key_states.shape[-2]
+        end = self._slots.reserve(width)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        if self.keys.shape[-2] < self._slots.capacity:
+            self.keys, self.values = (_longer(x, self._slots.capacity) for x in (self.keys, self.values))
+        start = self._slots.shared_length
+        if start is not None:
+            self.keys[:, :, start:end] = key_states
+            self.values[:, :, start:end] = value_states
+        else:
+            rows, places = self._slots.places(width, device=self.keys.device)
+            self.keys.transpose(1, 2)[rows, places] = key_states.transpose(1, 2)
+            self.values.transpose(1, 2)[rows, places] = value_states.transpose(1, 2)
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As of a cache without a window: the mask sees to it."""
+        return max(self._slots.lengths) + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Of the longest row."""
+        return max(self._slots.lengths)
+
+    def get_max_length(self) -> int:
+        """None."""
+        return -1
+
+
+class SlotCache(Cache):
+    """Slots for B rows.
+
+    Args:
+        windows: per layer its sliding window, None for full attention.
+        rows: B.
+
+    Attributes:
+        lengths: per row how many tokens it holds.
+    """
+
+    def __init__(self, windows: Sequence[int | None], *, rows: int) -> None:
+        self.lengths = [0] * rows
+        self.capacity = 0
+        self._places: tuple[Any, tuple[Tensor, Tensor]] | None = None
+        self._own = [SlotLayer(self, window) for window in windows]
+        super().__init__(layers=cast(Any, self._own))
+
+    @property
+    def shared_length(self) -> int | None:
+        """The length of all rows, None if they differ."""
+        return self.lengths[0] if len(set(self.lengths)) == 1 else None
+
+    def reserve(self, width: int) -> int:
+        """Make room for a forward over `width` tokens; the end of the slots it may use."""
+        end = max(self.lengths) + width
+        if end > self.capacity:
+            wanted = max(end, 2 * self.capacity)
+            self.capacity = (wanted + GROWTH - 1) // GROWTH * GROWTH
+        return end
+
+    def places(self, width: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Index of the slots a forward writes: rows (B, 1), slots (B, width)."""
+        key = (tuple(self.lengths), width, device)
+        if self._places is None or self._places[0] != key:
+            starts = torch.tensor(self.lengths, device=device)[:, None]
+            rows = torch.arange(len(self.lengths), device=device)[:, None]
+            self._places = (key, (rows, starts + torch.arange(width, device=device)))
+        return self._places[1]
+
+    def keep(self, paths: Sequence[Sequence[int]]) -> None:
+        """Count what stays of the last forward.
+
+        Args:
+            paths: per row the indices of the tokens that stay, ascending; they are moved together.
+        """
+        rows, sources, targets = [], [], []
+        for row, (length, path) in enumerate(zip(self.lengths, paths, strict=True)):
+            for target, source in enumerate(path):
+                if source != target:
+                    rows.append(row)
+                    sources.append(length + source)
+                    targets.append(length + target)
+        if rows:
+            for layer in self._own:
+                for states in (layer.keys, layer.values):
+                    assert states is not None
+                    moved = states[rows, :, sources]
+                    states[rows, :, targets] = moved
+        self.lengths = [length + len(path) for length, path in zip(self.lengths, paths, strict=True)]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with `rows` alone."""
+        self.lengths = [self.lengths[row] for row in rows]
+        for layer in self._own:
+            if layer.is_initialized:
+                assert layer.keys is not None and layer.values is not None
+                layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
+
+    def take(self, cache: DynamicCache) -> None:
+        """Begin with what `cache` holds; for one row.
+
+        Raises:
+            InputError: it was made for another model.
+        """
+        length = cache.get_seq_length()
+        if not length:
+            return
+        if len(cache.layers) != len(self._own):
+            raise InputError("past_key_values is of another model: leave it out, or give this model's own")
+        self.lengths = [length] * len(self.lengths)
+        self.reserve(0)
+        for own, layer in zip(self._own, cast(Any, cache.layers), strict=True):
+            own.lazy_initialization(layer.keys, layer.values)
+            assert own.keys is not None and own.values is not None
+            held = layer.keys.shape[-2]  # a sliding layer has dropped what no later token can see
+            own.keys[:, :, length - held : length] = layer.keys
+            own.values[:, :, length - held : length] = layer.values
+
+    def give(self, cache: DynamicCache) -> None:
+        """Leave in `cache` what plain decoding would have left there; for one row."""
+        length = self.lengths[0]
+        if len(cache.layers) < len(self._own):
+            cache.layers += [DynamicLayer() for _ in range(len(self._own) - len(cache.layers))]
+        for own, layer in zip(self._own, cast(Any, cache.layers), strict=True):
+            if not own.is_initialized:
+                continue
+            assert own.keys is not None and own.values is not None
+            first = 0
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length = length
+                first = max(length - layer.sliding_window + 1, 0)
+            if not layer.is_initialized:
+                layer.lazy_initialization(own.keys, own.values)
+            layer.keys, layer.values = own.keys[:, :, first:length], own.values[:, :, first:length]
+
+
+def layer_windows(config: PreTrainedConfig) -> list[int | None]:
+    """The sliding window of every layer of a model, None for full attention.
+
+    Raises:
+        InputError: a layer keeps anything but keys and values; named.
+    """
+    windows: list[int | None] = []
+    for layer in DynamicCache(config=config).layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            windows.append(int(layer.sliding_window))
+        elif type(layer) is DynamicLayer:
+            windows.append(None)
+        else:
+            raise InputError(
+                f"the model keeps {type(layer).__name__} states, which cannot be taken back after a refused "
+                "draft: call plain model.generate"
+            )
+    return windows
+
+
+def slot_mask(
+    lengths: Sequence[int],
+    width: int,
+    *,
+    device: torch.device,
+    window: int | None = None,
+    parents: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
+    """What each of `width` new tokens of each row may see; (B, 1, width, max length + width) bool, by slot.
+
+    Token i of row b lies in slot lengths[b] + i. It sees the slots before lengths[b], and of the new ones
+    itself and those before it, or, in a tree, itself and its ancestors; of all these, with a `window`,
+    those less than so many positions back.
+
+    Args:
+        parents: (B, width), of each token of a tree the index of its parent, -1 for none.
+    """
+    starts = torch.tensor(list(lengths), device=device)[:, None, None]
+    end = max(lengths) + width
+    slots = torch.arange(end, device=device)
+    if parents is None:
+        places = starts + torch.arange(width, device=device)[:, None]
+        seen = slots <= places
+        depths = places
+        at = slots.expand(len(lengths), 1, end)
+    else:
+        related = torch.tensor([ancestry(row) for row in parents], device=device)
+        seen = (slots < starts).expand(-1, width, -1).clone()
+        depths = starts + torch.tensor([tree_depths(row) for row in parents], device=device)[:, :, None]
+        at = slots.repeat(len(lengths), 1)[:, None]
+        for row, length in enumerate(lengths):
+            seen[row, :, length : length + width] = related[row]
+            at[row, 0, length : length + width] = depths[row, :, 0]
+    if window is not None:
+        seen = seen & (at > depths - window)
+    return seen[:, None]
+
+
+def tree_depths(parents: Sequence[int]) -> list[int]:
+    """Depth of every node, 0 for those without a parent; parents come before their children."""
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    return depths
+
+
+def ancestry(parents: Sequence[int]) -> list[list[bool]]:
+    """Entry [i][j]: whether node j is i or an ancestor of i."""
+    out: list[list[bool]] = []
+    for node, parent in enumerate(parents):
+        row = list(out[parent]) if parent >= 0 else [False] * len(parents)
+        row[node] = True
+        out.append(row)
+    return out
+
+
+def _longer(states: Tensor, size: int) -> Tensor:
+    """(B, H, S, D) with zeros behind, up to `size` slots."""
+    out = states.new_zeros(*states.shape[:2], size, states.shape[-1])
+    out[:, :, : states.shape[-2]] = states
+    return out
