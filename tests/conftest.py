@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from polydraft import modes
+
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 torch.set_num_threads(1)
@@ -22,3 +24,9 @@ torch.set_num_threads(1)
 def _fixed_seed() -> None:
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _whole_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models are too fast for drafts to pay: draft the whole horizon, unless a test asks otherwise."""
+    monkeypatch.setattr(modes, "DRAFT_LENGTH", 1_000)

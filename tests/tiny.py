@@ -48,7 +48,46 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", _GROUPED),
 }
 KINDS = tuple(_CONFIGS)
-"""Every kind that `tiny_model` makes."""
+"""The kinds that tests of every room run over."""
+
+_EXPERTS = _GROUPED | {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_TABLE = {"hidden_size": HIDDEN_SIZE, "num_hidden_layers": 2, "num_attention_heads": 4}
+_CONFIGS |= {
+    "cohere2": ("cohere2", _GROUPED | _ALTERNATING),
+    "deepseek_v3": (
+        "deepseek_v3",
+        _EXPERTS
+        | {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "v_head_dim": 8}
+        | {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "first_k_dense_replace": 1}
+        | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1},
+    ),
+    "falcon": ("falcon", _TABLE | {"multi_query": True}),
+    "gemma": ("gemma", _GROUPED | {"head_dim": 8}),
+    "gemma3n": (
+        "gemma3n_text",
+        _GROUPED
+        | {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        | {"sliding_window": WINDOW, "head_dim": 8, "num_kv_shared_layers": 2, "laurel_rank": 8}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64},
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        _GROUPED | _ALTERNATING | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "gptj": ("gptj", {"n_embd": HIDDEN_SIZE, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 8}),
+    "granite": ("granite", _GROUPED | {"embedding_multiplier": 2.0, "logits_scaling": 4.0}),
+    "mixtral": ("mixtral", _GROUPED | {"sliding_window": WINDOW, "num_local_experts": 4}),
+    "olmo2": ("olmo2", _GROUPED),
+    "olmo3": ("olmo3", _GROUPED | _ALTERNATING),
+    "opt": ("opt", _TABLE | {"ffn_dim": 64, "max_position_embeddings": 512, "word_embed_proj_dim": 32}),
+    "phi": ("phi", _HEADS),
+    "qwen2_moe": ("qwen2_moe", _EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 24}),
+    "qwen3_moe": ("qwen3_moe", _EXPERTS | {"head_dim": 8, "num_experts": 4}),
+    "smollm3": ("smollm3", _GROUPED | {"no_rope_layers": [1, 0]}),
+    "starcoder2": ("starcoder2", _GROUPED | {"sliding_window": WINDOW}),
+}
+EVERY_KIND = tuple(_CONFIGS)
+"""All that `tiny_model` makes."""
 
 
 def tiny_model(
@@ -58,17 +97,18 @@ def tiny_model(
     seed: int = 0,
     eos_token_id: int | None = None,
     initializer_range: float = 0.5,
+    **more: Any,
 ) -> PreTrainedModel:
     """A random 2-layer model in float32, in eval mode, far from uniform; the same for the same seed.
 
     Args:
-        kind: one of `KINDS`; gemma2, gemma3 and mistral have sliding windows of `WINDOW` tokens.
-        eos_token_id: None for a model that never ends.
+        kind: one of `EVERY_KIND`; those with sliding windows have them of `WINDOW` tokens.
+        eos_token_id: None for a model that never ends. more: further fields of its configuration.
     """
     model_type, options = _CONFIGS[kind]
     ends = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": None}
     config = AutoConfig.for_model(
-        model_type, vocab_size=vocab_size, initializer_range=initializer_range, **options, **ends
+        model_type, vocab_size=vocab_size, initializer_range=initializer_range, **(options | more), **ends
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -83,8 +123,10 @@ def _look_further(model: PreTrainedModel) -> None:
 
     With tied embeddings a random model otherwise prefers the token it has just read, whatever came before.
     """
-    ends = ("model.norm", "ln_f", "final_layer_norm")
-    (norm,) = [module for name, module in model.named_modules() if name.endswith(ends)]
+    ends = ("model.norm", "ln_f", "final_layer_norm", "final_layernorm")
+    (norm,) = [
+        module for name, module in model.named_modules() if name.endswith(ends) and ".layers." not in name
+    ]
     gemma = model.config.model_type.startswith("gemma")  # its norms multiply by 1 + weight
     norm.weight.copy_(torch.randn_like(norm.weight) - float(gemma))
     for name, module in model.named_modules():

@@ -11,11 +11,25 @@ VERIFICATION = "token"
 """The verification unless another is asked for."""
 DRAFTING = "chain"
 """The greedy drafting unless another is asked for."""
+DRAFT_LENGTH: int | None = None
+"""Drafts of a cycle unless another number is asked for; None: as many as pay on this machine."""
 VERIFIER = "trained"
 """Of a model with an adapter."""
 
 
-def check_modes(*, verification: str, drafting: str, do_sample: bool = False) -> None:
+def asked_length(draft_length: int | None) -> int | None:
+    """Drafts of a cycle as asked for, else `DRAFT_LENGTH`."""
+    return DRAFT_LENGTH if draft_length is None else draft_length
+
+
+def check_modes(
+    *,
+    verification: str,
+    drafting: str,
+    do_sample: bool = False,
+    draft_length: int | None = None,
+    prompt_lookup_num_tokens: int | None = None,
+) -> None:
     """Refuse what is no choice, or none for sampling.
 
     Raises:
@@ -27,6 +41,10 @@ def check_modes(*, verification: str, drafting: str, do_sample: bool = False) ->
     ):
         if value not in choices:
             raise InputError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+    if draft_length is not None and draft_length < 0:
+        raise InputError(f"draft_length must be 0 (plain decoding) or more, got {draft_length}")
+    if prompt_lookup_num_tokens is not None and prompt_lookup_num_tokens < 1:
+        raise InputError(f"prompt_lookup_num_tokens must be 1 or more, got {prompt_lookup_num_tokens}")
     if do_sample and drafting == "components":
         raise InputError("drafting components is for greedy decoding alone: sample with drafting chain")
 

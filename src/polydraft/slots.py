@@ -20,6 +20,8 @@ from polydraft.errors import InputError
 
 GROWTH = 256
 """Slots are added in multiples of this."""
+SHARING = "DummyLayer"
+"""The class of layers without states, which not every supported transformers has."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -150,11 +152,11 @@ class SlotCache(Cache):
         length = cache.get_seq_length()
         if not length:
             return
-        if len(cache.layers) != len(self._own):
+        if len(cache.layers) < len(self._own):
             raise InputError("past_key_values is of another model: leave it out, or give this model's own")
         self.lengths = [length] * len(self.lengths)
         self.reserve(0)
-        for own, layer in zip(self._own, cast(Any, cache.layers), strict=True):
+        for own, layer in zip(self._own, cast(Any, cache.layers), strict=False):
             own.lazy_initialization(layer.keys, layer.values)
             assert own.keys is not None and own.values is not None
             held = layer.keys.shape[-2]  # a sliding layer has dropped what no later token can see
@@ -166,7 +168,7 @@ class SlotCache(Cache):
         length = self.lengths[0]
         if len(cache.layers) < len(self._own):
             cache.layers += [DynamicLayer() for _ in range(len(self._own) - len(cache.layers))]
-        for own, layer in zip(self._own, cast(Any, cache.layers), strict=True):
+        for own, layer in zip(self._own, cast(Any, cache.layers), strict=False):
             if not own.is_initialized:
                 continue
             assert own.keys is not None and own.values is not None
@@ -180,7 +182,9 @@ class SlotCache(Cache):
 
 
 def layer_windows(config: PreTrainedConfig) -> list[int | None]:
-    """The sliding window of every layer of a model, None for full attention.
+    """The sliding window of every layer that keeps states, None for full attention.
+
+    The last layers of some models share those of earlier ones and keep none.
 
     Raises:
         InputError: a layer keeps anything but keys and values; named.
@@ -191,7 +195,7 @@ def layer_windows(config: PreTrainedConfig) -> list[int | None]:
             windows.append(int(layer.sliding_window))
         elif type(layer) is DynamicLayer:
             windows.append(None)
-        else:
+        elif type(layer).__name__ != SHARING:
             raise InputError(
                 f"the model keeps {type(layer).__name__} states, which cannot be taken back after a refused "
                 "draft: call plain model.generate"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-import polydraft
-
 RECORDED = ("torch", "transformers", "safetensors", "tokenizers")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, polydraft and the packages that decide what is computed."""
-    own = {"python": platform.python_version(), "polydraft": polydraft.__version__}
+    own = {"python": platform.python_version(), "polydraft": metadata.version("polydraft")}
     return own | {name: metadata.version(name).split("+")[0] for name in RECORDED}

@@ -55,7 +55,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "guidance": ({"guidance_scale": 2.0}, "guidance_scale runs the model a second time"),
     "contrastive": ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha asks for another decoding method"),
     "dola": ({"dola_layers": "low"}, "dola_layers asks for another decoding method"),
-    "lookup": ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens asks for another decoding method"),
     "hole": ({"attention_mask": torch.tensor([[1, 0, 1, 1]])}, "left padding only"),
     "right padding": ({"attention_mask": torch.tensor([[1, 1, 1, 0]])}, "left padding only"),
     "nothing left": ({"attention_mask": torch.tensor([[0, 0, 0, 0]])}, "left padding only"),
@@ -90,6 +89,11 @@ class TestRefusals:
     def test_of_a_static_cache_object(self, door: str) -> None:
         cache = StaticCache(config=tiny_model().config, max_cache_len=32)
         assert "StaticCache cannot be rolled back: use the default" in refusal(door, past_key_values=cache)
+
+
+def test_lookup_in_the_generation_config_is_refused() -> None:
+    line = refusal("decoder", prompt_lookup_num_tokens=3)
+    assert "prompt_lookup_num_tokens asks for another decoding method: to combine both" in line
 
 
 def test_inputs_embeds_are_refused() -> None:

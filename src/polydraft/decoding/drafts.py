@@ -18,13 +18,26 @@ class Draft(NamedTuple):
         draft_index: (m,) int64, the same in the draft vocabulary; None with `log_rows`.
         log_rows: (m, V') log q, the normalised rows the tokens were drawn from, one after the other; None
             where they were chosen, not drawn.
-        parents: of a tree, per token the index of the one before it, -1 for the pending token; None for a chain.
+        parents: of a tree, per token the index of that before it, -1 for the pending token; None: a chain.
+        copied: from the text, not asked of the head.
     """
 
     tokens: list[int]
     draft_index: Tensor | None = None
     log_rows: Tensor | None = None
     parents: tuple[int, ...] | None = None
+    copied: bool = False
+
+    def before(self, column: int) -> list[int]:
+        """The drafts that lead to a column of the verification: 0 is the pending token, i + 1 draft i."""
+        if self.parents is None:
+            return self.tokens[:column]
+        out: list[int] = []
+        node = column - 1
+        while node >= 0:
+            out.append(self.tokens[node])
+            node = self.parents[node]
+        return out[::-1]
 
     @property
     def depths(self) -> list[int]:

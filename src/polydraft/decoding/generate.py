@@ -18,13 +18,16 @@ from transformers import (
 
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.loop import Engine
+from polydraft.decoding.measuring import machine_costs
+from polydraft.decoding.policy import Fixed, Measured, Policy
+from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
 from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
 from polydraft.decoding.row import Row, Streamer
 from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput, together
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
-from polydraft.modes import DRAFTING, VERIFICATION, check_modes
+from polydraft.modes import DRAFTING, VERIFICATION, asked_length, check_modes
 
 
 class Decoder:
@@ -46,13 +49,22 @@ class Decoder:
         generator: torch.Generator | None = None,
         verification: str = VERIFICATION,
         drafting: str = DRAFTING,
+        draft_length: int | None = None,
+        prompt_lookup_num_tokens: int | None = None,
     ) -> None:
-        check_modes(verification=verification, drafting=drafting)
+        check_modes(
+            verification=verification,
+            drafting=drafting,
+            draft_length=draft_length,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        )
         self.head = head
         self.streamer = streamer
         self.generator = generator
         self.verification = verification
         self.drafting = drafting
+        self.draft_length = draft_length
+        self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
         self.statistics: DecodingStatistics | None = None
 
     def __call__(
@@ -72,9 +84,12 @@ class Decoder:
         Raises:
             InputError: the head belongs to another model, or an option cannot be drafted.
         """
+        refuse_model(model)
         check_request(generation_config, input_ids, model_kwargs)
         check_processors(logits_processor)
         rows = input_ids.shape[0]
+        if rows > 1:
+            refuse_batch(model)
         if self.streamer is not None and rows > 1:
             raise InputError("a streamer follows one text: leave it out of a batch")
         cache = check_cache(model_kwargs.get("past_key_values"), rows=rows)
@@ -82,6 +97,9 @@ class Decoder:
             self.head.attach(model)
         input_ids = input_ids.to(model.device)
         texts = unpadded(input_ids, model_kwargs.get("attention_mask"))
+        if stopping_criteria.max_length is not None:
+            shortest = min(len(text) for text in texts)
+            refuse_length(model, shortest=shortest, longest=stopping_criteria.max_length)
         prompts = unread(texts, seen=cache.get_seq_length(), width=input_ids.shape[1])
         engine = Engine(
             self.head,
@@ -90,6 +108,8 @@ class Decoder:
             generator=self.generator,
             verification=self.verification,
             drafting=self.drafting,
+            policy=self._policy(model, rows=rows),
+            lookup=self.prompt_lookup_num_tokens or 0,
             keep_scores=bool(generation_config.output_scores),
             keep_logits=bool(generation_config.output_logits),
         )
@@ -119,6 +139,13 @@ class Decoder:
         return out.sequences
 
 
+    def _policy(self, model: PreTrainedModel, *, rows: int) -> Policy:
+        length = asked_length(self.draft_length)
+        if length is not None:
+            return Fixed(length)
+        return Measured(machine_costs(model, self.head, rows=rows), self.head.config.horizon)
+
+
 def _padding(config: GenerationConfig) -> int:
     """What fills the rows that ended early."""
     token = config.pad_token_id
@@ -134,6 +161,8 @@ def decoder(
     generator: torch.Generator | None = None,
     verification: str = VERIFICATION,
     drafting: str = DRAFTING,
+    draft_length: int | None = None,
+    prompt_lookup_num_tokens: int | None = None,
 ) -> Decoder:
     """A `custom_generate` for `model.generate`.
 
@@ -142,11 +171,22 @@ def decoder(
         streamer: receives the prompt, then every token. generator: randomness; torch's own if None.
         verification: of sampled drafts, "token" or "block". drafting: of greedy drafts, "chain" or
             "components". See `Engine`; the text is the base model's own, whichever is chosen.
+        draft_length: tokens drafted in a cycle, at most the head's horizon; None for as many as pay on
+            this machine, which is measured once (a second or two) and remembered; 0 for none.
+        prompt_lookup_num_tokens: where the text repeats itself, draft so many tokens by copying.
 
     Raises:
         InputError: an unknown choice.
     """
-    return Decoder(head, streamer=streamer, generator=generator, verification=verification, drafting=drafting)
+    return Decoder(
+        head,
+        streamer=streamer,
+        generator=generator,
+        verification=verification,
+        drafting=drafting,
+        draft_length=draft_length,
+        prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+    )
 
 
 def generate(
@@ -162,6 +202,8 @@ def generate(
     generator: torch.Generator | None = None,
     verification: str = VERIFICATION,
     drafting: str = DRAFTING,
+    draft_length: int | None = None,
+    prompt_lookup_num_tokens: int | None = None,
     **options: Any,
 ) -> DraftedOutput:
     """Drafted `model.generate`: the same text (greedy), the same distribution (sampling), sooner.
@@ -172,13 +214,19 @@ def generate(
         generation_config, stopping_criteria, options: as in `model.generate`.
         streamer: of one text; receives the prompt, then every token. tokenizer: needed for `stop_strings`.
         generator: randomness; torch's global one if None.
-        verification, drafting: as in `decoder`.
+        verification, drafting, draft_length, prompt_lookup_num_tokens: as in `decoder`.
 
     Raises:
         InputError: the head belongs to another model, or an option cannot be drafted.
     """
     method = decoder(
-        head, streamer=streamer, generator=generator, verification=verification, drafting=drafting
+        head,
+        streamer=streamer,
+        generator=generator,
+        verification=verification,
+        drafting=drafting,
+        draft_length=draft_length,
+        prompt_lookup_num_tokens=prompt_lookup_num_tokens,
     )
     config = copy.deepcopy(generation_config if generation_config is not None else model.generation_config)
     options.pop("custom_generate", None)

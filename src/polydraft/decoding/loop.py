@@ -23,19 +23,22 @@ from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.block import verify_block
 from polydraft.decoding.drafts import Draft, Kept, split
 from polydraft.decoding.follow import Follower
+from polydraft.decoding.lookup import find_continuation
 from polydraft.decoding.policy import Fixed, Policy
 from polydraft.decoding.processing import draft_warp, of_row, target_scores
 from polydraft.decoding.requests import check_components
 from polydraft.decoding.row import Row
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.decoding.trunk import Trunk
-from polydraft.decoding.verify import draw, verify_greedy, verify_sampled
+from polydraft.decoding.verify import draw, verify_chosen, verify_sampled
 from polydraft.heads import DraftHead
 from polydraft.joint import JointDistribution, LatentMixture
 from polydraft.modes import DRAFTING, VERIFICATION, check_modes
 
 SAMPLED = {"token": verify_sampled, "block": verify_block}
-"""The verification of sampled drafts by name; greedy drafts have but one."""
+"""The verification of drafts that were drawn, by name; there is one of those that were chosen."""
+LOOKUP_NGRAM = 3
+"""Tokens that must have stood in a text before, to copy what followed them."""
 
 
 class Engine:
@@ -48,6 +51,8 @@ class Engine:
         drafting: of greedy drafts, "chain" (each the likeliest after those before it) or "components"
             (those of the likeliest components, all positions chosen together).
         policy: how many tokens to draft in each cycle; the head's horizon if None.
+        lookup: where the last tokens of a text stood in it before, draft so many of those that followed
+            there, and ask the head elsewhere; 0 asks the head always.
         keep_scores, keep_logits: leave with every row what its tokens were chosen from.
 
     Raises:
@@ -64,6 +69,7 @@ class Engine:
         verification: str = VERIFICATION,
         drafting: str = DRAFTING,
         policy: Policy | None = None,
+        lookup: int = 0,
         keep_scores: bool = False,
         keep_logits: bool = False,
     ) -> None:
@@ -77,6 +83,7 @@ class Engine:
         self.verification = verification
         self.drafting = drafting
         self.policy = Fixed(head.config.horizon) if policy is None else policy
+        self.lookup = lookup
         self.keep_scores = keep_scores
         self.keep_logits = keep_logits
         self._of_row: dict[int, LogitsProcessorList] = {}
@@ -114,10 +121,7 @@ class Engine:
 
     def no_drafts(self) -> Draft:
         """Where there is room for one token only, or drafting does not pay."""
-        if not self.do_sample:
-            return Draft([])
-        ids = self.head.draft_ids
-        return Draft([], ids.new_empty(0), torch.empty(0, len(ids), device=ids.device))
+        return Draft([])
 
     def verify(self, row: Row, draft: Draft, logits: Tensor, best: Sequence[int] | None = None) -> Kept:
         """Check `draft` behind `row` against the base model's rows `logits` (m + 1, V).
@@ -127,30 +131,30 @@ class Engine:
         """
         seen: dict[int, Tensor] = {}
 
-        def scores(s: int) -> Tensor:
-            if s not in seen:
-                seen[s] = self.scores(row, draft.tokens[:s], logits[s])
-            return seen[s]
+        def scores(column: int) -> Tensor:
+            if column not in seen:
+                seen[column] = self.scores(row, draft.before(column), logits[column])
+            return seen[column]
 
-        if best is not None:
-            accepted = next(
-                (s for s, token in enumerate(draft.tokens) if best[s] != token), len(draft.tokens)
-            )
-            kept = Kept(range(accepted), best[accepted])
-        elif not self.do_sample:
-            kept = _kept(*verify_greedy(scores, draft.tokens))
+        def choose(column: int) -> int:
+            if best is not None:
+                return best[column]
+            found = scores(column)
+            return draw(found.softmax(-1), self.generator) if self.do_sample else int(found.argmax())
+
+        if draft.log_rows is None:
+            kept = Kept(*verify_chosen(choose, draft.tokens, draft.parents))
         else:
-            assert draft.draft_index is not None and draft.log_rows is not None
-            kept = _kept(
-                *SAMPLED[self.verification](
-                    lambda s: scores(s).softmax(-1),
-                    draft.tokens,
-                    draft.draft_index,
-                    draft.log_rows,
-                    self.head.draft_ids,
-                    generator=self.generator,
-                )
+            assert draft.draft_index is not None
+            accepted, token = SAMPLED[self.verification](
+                lambda s: scores(s).softmax(-1),
+                draft.tokens,
+                draft.draft_index,
+                draft.log_rows,
+                self.head.draft_ids,
+                generator=self.generator,
             )
+            kept = Kept(range(accepted), token)
         if self.keep_scores or self.keep_logits:
             columns = [0, *(node + 1 for node in kept.path)]
             self._note(row, [(scores(s), logits[s]) for s in columns])
@@ -198,15 +202,26 @@ class Engine:
         return [active[at] for at in going]
 
     def _drafts(self, active: list[Row], follower: Follower) -> list[Draft]:
-        """As many as the policy wants, and each row has room for behind the token that verification adds."""
+        """What is drafted for each row; not more than it has room for, one token less than it may emit."""
         rooms = [None if row.room is None else row.room - 1 for row in active]
+        found = [self._looked_up(row, room) for row, room in zip(active, rooms, strict=True)]
+        if all(found):
+            return cast(list[Draft], found)
         limit = min(self.policy.drafts(len(active)), self.head.config.horizon)
         if None not in rooms:
             limit = min(limit, max(cast(list[int], rooms)))
         if limit <= 0:
-            return [self.no_drafts() for _ in active]
+            return [draft or self.no_drafts() for draft in found]
         drafts = self.draft(follower.joint(), active, limit)
-        return [draft.first(room) for draft, room in zip(drafts, rooms, strict=True)]
+        return [known or draft.first(room) for known, draft, room in zip(found, drafts, rooms, strict=True)]
+
+    def _looked_up(self, row: Row, room: int | None) -> Draft | None:
+        """Drafts copied from the text of `row`, if its end stands in it before."""
+        count = self.lookup if room is None else min(self.lookup, room)
+        if count <= 0:
+            return None
+        tokens = find_continuation(row.ids[0], n=count, ngram=LOOKUP_NGRAM).tolist()
+        return Draft(tokens, copied=True) if tokens else None
 
     def _cycle(
         self,
@@ -222,9 +237,9 @@ class Engine:
         block = ids.new_zeros(len(active), width)
         for at, (row, draft) in enumerate(zip(active, drafts, strict=True)):
             block[at, : 1 + len(draft.tokens)] = ids.new_tensor([int(row.ids[0, -1]), *draft.tokens])
-        logits = trunk.forward(block)
+        logits = trunk.forward(block, parents=block_parents(drafts, width))
         simple = not (self.do_sample or self.processors or self.keep_scores or self.keep_logits)
-        best = logits.argmax(-1).tolist() if simple else [None] * len(active)
+        best = logits.max(-1).indices.tolist() if simple else [None] * len(active)
 
         paths, after = [], []
         for at, (row, draft) in enumerate(zip(active, drafts, strict=True)):
@@ -253,5 +268,16 @@ class Engine:
                 row.logits.append(logits.to(copy=True, dtype=torch.float32))
 
 
-def _kept(accepted: int, token: int) -> Kept:
-    return Kept(range(accepted), token)
+def block_parents(drafts: Sequence[Draft], width: int) -> list[list[int]] | None:
+    """Per row, of the pending token and its drafts, the index before each; None where all are chains.
+
+    Columns that a row does not use hang on the pending token.
+    """
+    if all(draft.parents is None for draft in drafts):
+        return None
+    out = []
+    for draft in drafts:
+        parents = range(-1, len(draft.tokens) - 1) if draft.parents is None else draft.parents
+        row = [-1, *(parent + 1 for parent in parents)]
+        out.append(row + [0] * (width - len(row)))
+    return out

@@ -51,7 +51,7 @@ def target_scores(processors: LogitsProcessorList, prefix: Tensor, logits: Tenso
 
 
 def of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:
-    """The processors for one row of a batch, given to them alone; those that know the batch are told which."""
+    """The processors for one row of a batch, which they see alone; those that know the batch are told."""
     return LogitsProcessorList([_of_row(processor, row) for processor in processors])
 
 

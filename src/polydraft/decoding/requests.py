@@ -18,7 +18,7 @@ KNOWN_INPUTS = {
 }  # fmt: skip
 
 
-OTHER_METHODS = ("penalty_alpha", "dola_layers", "prompt_lookup_num_tokens")
+OTHER_METHODS = ("penalty_alpha", "dola_layers")
 
 
 def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str, Any]) -> None:
@@ -43,6 +43,11 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
     for name in OTHER_METHODS:
         if getattr(config, name, None):
             raise InputError(f"{name} asks for another decoding method: leave it off to draft with a head")
+    if config.prompt_lookup_num_tokens:
+        raise InputError(
+            "prompt_lookup_num_tokens asks for another decoding method: to combine both, give it to "
+            "polydraft.decoder or polydraft.generate"
+        )
     if (config.guidance_scale or 1) != 1:
         raise InputError("guidance_scale runs the model a second time and cannot be drafted: leave it off")
     positions = inputs.get("position_ids")

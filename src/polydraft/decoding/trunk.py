@@ -146,7 +146,7 @@ class EagerTrunk:
         mask: Any = next(iter(masks.values()))
         if len(masks) > 1:
             kinds = self._model.config.get_text_config(decoder=True).layer_types
-            mask = {kind: masks[window] for kind, window in zip(kinds, self._windows, strict=True)}
+            mask = {kind: masks[window] for kind, window in zip(kinds, self._windows, strict=False)}
         return {"attention_mask": mask, "position_ids": torch.tensor(places, device=device)}
 
     def _mask(self, seen: Tensor) -> Tensor:

@@ -45,19 +45,34 @@ def draw(weights: Tensor, generator: torch.Generator | None) -> int:
     return int(torch.multinomial(weights, 1, generator=generator))
 
 
-def verify_greedy(target_row: Callable[[int], Tensor], drafts: Sequence[int]) -> Verified:
-    """Keep drafts while each is the argmax of the target row.
+def verify_chosen(
+    choose: Callable[[int], int], drafts: Sequence[int], parents: Sequence[int] | None = None
+) -> tuple[list[int], int]:
+    """Keep drafts while they are what the base model says: its argmax, or a draw from its row.
+
+    The text is the one that plain decoding writes with the same choices: nothing is asked of where the drafts
+    come from, so long as they were not drawn. They may form a tree; siblings differ.
 
     Args:
-        target_row: s -> processed scores (V,) after the first s drafts; asked in order, and never
-            beyond the first refusal.
-        drafts: base token ids.
+        choose: column -> the token behind draft `column` - 1, behind the pending token for 0; asked once for
+            each column on the way.
+        drafts: base token ids. parents: of a tree, the index before each, -1 for the pending token.
+
+    Returns:
+        The indices kept, and the token behind them.
     """
-    for s, draft in enumerate(drafts):
-        best = int(target_row(s).argmax())
-        if best != draft:
-            return Verified(s, best)
-    return Verified(len(drafts), int(target_row(len(drafts)).argmax()))
+    path: list[int] = []
+    while True:
+        at = path[-1] if path else -1
+        token = choose(at + 1)
+        if parents is None:
+            children = [at + 1] if at + 1 < len(drafts) else []
+        else:
+            children = [node for node, parent in enumerate(parents) if parent == at]
+        kept = next((node for node in children if drafts[node] == token), None)
+        if kept is None:
+            return path, token
+        path.append(kept)
 
 
 def verify_sampled(
@@ -72,7 +87,8 @@ def verify_sampled(
     """Token-wise rejection sampling; see the module's docstring.
 
     Args:
-        target_row: s -> p after the first s drafts, probabilities (V,); asked as in `verify_greedy`.
+        target_row: s -> p after the first s drafts, probabilities (V,); asked in order, and never
+            beyond the first refusal.
         drafts: m base token ids. draft_index: (m,) the same in the draft vocabulary.
         draft_log_rows: (m, V') log q, the normalised rows the drafts were drawn from.
         draft_ids: (V',) base ids of the draft vocabulary.

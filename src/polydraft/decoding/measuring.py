@@ -1,0 +1,174 @@
+"""Measure what drafting and verifying cost here: the forwards and drafts of the decoding loop, in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from polydraft.decoding.adapted import AdaptedTrunk
+from polydraft.decoding.costs import Costs, load_costs, machine_key, save_costs
+from polydraft.decoding.trunk import EagerTrunk, Trunk
+from polydraft.heads import DraftHead
+
+CONTEXT = 128
+"""Tokens before those that are timed."""
+SECONDS = 1.0
+"""Of timing per number of rows, unless `LEAST_ROUNDS` take longer."""
+LEAST_ROUNDS, MOST_ROUNDS = 4, 20
+
+GROWTH = 2
+"""Tokens that a text has grown by when drafts are asked for: one kept, and the next."""
+
+OpenTrunk = Callable[[int], Trunk]
+"""Number of rows -> a trunk to run them in."""
+
+
+def policy_widths(horizon: int) -> tuple[int, ...]:
+    """Tokens of a forward that are worth a measurement before drafting up to `horizon` of them."""
+    return tuple(sorted({1, 2, 1 + (horizon + 1) // 2, 1 + horizon}))
+
+
+def machine_costs(
+    model: PreTrainedModel,
+    head: DraftHead,
+    *,
+    rows: int,
+    path: str = "eager",
+    open_trunk: OpenTrunk | None = None,
+) -> Costs:
+    """The costs of this machine for up to `rows` texts: remembered, or measured now (seconds) and remembered.
+
+    Args:
+        path: name of the way `open_trunk` runs the model. open_trunk: the model's own forward if None.
+
+    Raises:
+        OSError: the user's cache cannot be written.
+    """
+    key = machine_key(model, head, path=path)
+    known = load_costs(key)
+    missing = {1, rows} - (known.rows if known is not None else set())
+    if not missing and known is not None:
+        return known
+    found = measure(model, head, rows=sorted(missing), open_trunk=open_trunk)
+    costs = found if known is None else known.updated(found)
+    save_costs(key, costs)
+    return costs
+
+
+@torch.no_grad()
+def measure(
+    model: PreTrainedModel,
+    head: DraftHead,
+    *,
+    rows: Sequence[int],
+    widths: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
+    open_trunk: OpenTrunk | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Costs:
+    """Time forwards and drafts; the shortest of several rounds each, so that other work disturbs little.
+
+    Args:
+        head: attached to `model`. rows: numbers of texts. widths: new tokens of each in a forward.
+        lengths: drafts of each. on_rows: called with each number of rows before it is timed.
+    """
+    horizon = head.config.horizon
+    forward: dict[tuple[int, int], float] = {}
+    drafting: dict[tuple[int, int], float] = {}
+    for count in rows:
+        if on_rows is not None:
+            on_rows(count)
+        trunk = (
+            EagerTrunk(model, taps=head.config.taps, rows=count) if open_trunk is None else open_trunk(count)
+        )
+        with trunk:
+            texts = Texts(model, head, trunk, rows=count)
+            forwards = {width: texts.forward(width) for width in widths or policy_widths(horizon)}
+            drafts = {length: texts.draft(length) for length in lengths or sorted({1, horizon})}
+            seconds = shortest([*forwards.values(), *drafts.values()], device=model.device)
+        forward |= {(count, w): s for w, s in rising(forwards, seconds[: len(forwards)]).items()}
+        drafting |= {(count, k): s for k, s in rising(drafts, seconds[len(forwards) :]).items()}
+    return Costs(forward, drafting)
+
+
+class Texts:
+    """Texts of `CONTEXT` tokens inside a trunk, and what the decoding loop does next with them."""
+
+    def __init__(self, model: PreTrainedModel, head: DraftHead, trunk: Trunk, *, rows: int) -> None:
+        self._rows, self._head, self._trunk = rows, head, trunk
+        self._vocab: int = model.config.get_text_config().vocab_size
+        self._device = model.device
+        prompts = list(self._tokens(CONTEXT))
+        trunk.prefill(prompts)
+        hidden, switch = trunk.hidden, head.switch
+        self._adapted = None if switch is None else AdaptedTrunk(model, head, switch, prompts)
+        if self._adapted is not None:
+            hidden = self._adapted.prefill()
+        self._reader = head.reader(rows=rows)
+        self._reader.tell(list(hidden), [prompt[-hidden.shape[1] :] for prompt in prompts])
+        self._reader.joint()
+        trunk.forward(self._tokens(GROWTH))
+        self._hidden = trunk.hidden.clone()
+        trunk.keep([[]] * rows)
+
+    def _tokens(self, width: int) -> Tensor:
+        """(B, width), all over the vocabulary; torch's random state is left alone."""
+        count = torch.arange(self._rows * width, device=self._device).view(self._rows, width)
+        return count * 7919 % self._vocab
+
+    def forward(self, width: int) -> Callable[[], object]:
+        """A verification that keeps nothing, so that the next one finds texts of the same length."""
+        tokens = self._tokens(width)
+
+        def run() -> None:
+            self._trunk.forward(tokens)
+            self._trunk.keep([[]] * self._rows)
+
+        return run
+
+    def draft(self, length: int) -> Callable[[], object]:
+        """Greedy drafts behind `GROWTH` new tokens; drawn ones cost the same within a tenth."""
+        tokens = list(self._tokens(GROWTH))
+
+        def run() -> None:
+            hidden = list(self._hidden) if self._adapted is None else self._adapted(tokens)
+            self._reader.tell(hidden, tokens)
+            self._reader.joint().argmax(length=length)
+
+        return run
+
+
+def shortest(
+    actions: Sequence[Callable[[], object]], *, device: torch.device, least: int = LEAST_ROUNDS
+) -> list[float]:
+    """Seconds of each, the shortest of `least` rounds or more over all of them, after an untimed one."""
+    rounds: list[list[float]] = []
+    began = 0.0
+    for number in range(MOST_ROUNDS + 1):
+        if number == 1:
+            began = time.perf_counter()
+        if number > least and time.perf_counter() - began > SECONDS:
+            break
+        rounds.append([timed(action, device=device) for action in actions])
+    return [min(seconds) for seconds in zip(*rounds[1:], strict=True)]
+
+
+def rising(sizes: Iterable[int], seconds: Sequence[float]) -> dict[int, float]:
+    """Seconds by size, none above those of a larger one: what is measured is never too short."""
+    found = dict(zip(sizes, seconds, strict=True))
+    return {size: min(s for other, s in found.items() if other >= size) for size in found}
+
+
+def timed(action: Callable[[], object], *, device: torch.device) -> float:
+    """Seconds until all its work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,0 +1,133 @@
+"""Base models that cannot be drafted with, or not in batches and trees: each by name, with the reason.
+
+What decides is how a model is built, wherever that can be seen: its forward, its cache, its attention. Where
+it cannot, the kind of model is named in a table below.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from polydraft.errors import InputError
+
+MASKED = ("eager", "sdpa")
+"""The implementations of attention that take a mask of one's own."""
+
+NEVER = {
+    "blt": "keeps a second cache, over patches of the text",
+    "cpmant": "reads its prompt in both directions",
+}
+"""Kinds of model whose drafts cannot be verified, with the reason."""
+
+ALONE = {
+    "gpt_neo": "cuts its causal mask by the longest row",
+    "moshi": "takes no positions from outside",
+}
+"""Kinds of model that are right with one text and no tree, with the reason why no more."""
+
+
+def refuse_model(model: PreTrainedModel) -> None:
+    """Refuse a model that no drafted generation is right with.
+
+    Raises:
+        InputError: an encoder-decoder, states that cannot be taken back after a refused draft, no cache of
+            keys and values, or attention to what is still to come.
+    """
+    reason = _never(model)
+    if reason is not None:
+        raise InputError(
+            f"{type(model).__name__} {reason}, so it cannot be drafted with: call plain model.generate"
+        )
+
+
+def refuse_batch(model: PreTrainedModel) -> None:
+    """Refuse a model that batches and trees, which need masks and positions of their own, go wrong with.
+
+    Raises:
+        InputError: an attention that takes no such mask, or a model that finds positions by itself.
+    """
+    attention = model.config._attn_implementation
+    if attention not in MASKED:
+        raise InputError(
+            f"attention {attention!r} takes no mask for batches and trees: load the model with "
+            "attn_implementation='sdpa', or give one prompt at a time and no tree"
+        )
+    reason = _alone(model)
+    if reason is not None:
+        raise InputError(f"{type(model).__name__} {reason}: give one prompt at a time and no tree")
+
+
+def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> None:
+    """Refuse lengths at which a model turns to other rotary frequencies in the middle of the text.
+
+    They follow the last position of a forward, and drafts lie beyond it: the text would depend on what was
+    drafted, and in a batch on the other rows. "longrope" has a second set of frequencies beyond its
+    border; "dynamic" has, beyond it, others for every length.
+
+    Args:
+        shortest: tokens of the shortest prompt. longest: tokens that the longest text may grow to.
+
+    Raises:
+        InputError: the border lies between the two.
+    """
+    for kind, border in _borders(model):
+        if longest > border and (kind == "dynamic" or shortest <= border):
+            raise InputError(
+                f"the positions of {type(model).__name__} change at {border} tokens (rope_type {kind!r}): "
+                "let prompt and new tokens stay below, or call plain model.generate"
+            )
+
+
+def _never(model: PreTrainedModel) -> str | None:
+    """What keeps `model` from being drafted with."""
+    config: Any = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        return "is an encoder-decoder"
+    if model._is_stateful or any(_is_recurrent(layer) for layer in DynamicCache(config=model.config).layers):
+        return "keeps a state that moves on with every token and cannot be taken back after a refused draft"
+    if "past_key_values" not in _arguments(model):
+        return "keeps no cache of keys and values"
+    encoder = getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention")
+    both = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    if encoder or both or not getattr(config, "is_causal", True):
+        return "attends to tokens still to come"
+    return NEVER.get(config.model_type)
+
+
+def _alone(model: PreTrainedModel) -> str | None:
+    """What keeps `model` from batches and trees."""
+    config: Any = model.config.get_text_config(decoder=True)
+    if "position_ids" not in _arguments(model) or getattr(config, "alibi", False):
+        return "takes no positions from outside"
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        return "attends in chunks, and counts them by the longest row"
+    if any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules()):
+        return "counts its positions from the padding token"
+    return ALONE.get(config.model_type)
+
+
+def _borders(model: PreTrainedModel) -> list[tuple[str, int]]:
+    """Every rope type of the model whose frequencies depend on the length, and where they change."""
+    config: Any = model.config.get_text_config(decoder=True)
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    found: list[tuple[str, int]] = []
+    for one in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
+        kind = one.get("rope_type")
+        if kind == "longrope":
+            found.append((kind, int(one["original_max_position_embeddings"])))
+        elif kind == "dynamic":
+            found.append((kind, int(config.max_position_embeddings)))
+    return found
+
+
+def _is_recurrent(layer: object) -> bool:
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def _arguments(model: PreTrainedModel) -> set[str]:
+    """What the model's forward takes by name."""
+    return set(inspect.signature(type(model).forward).parameters)

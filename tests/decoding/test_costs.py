@@ -1,0 +1,178 @@
+"""What drafting and verifying cost: interpolation, measurement, and the file that remembers it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.interpolate import RegularGridInterpolator
+from torch import Tensor
+
+from polydraft.decoding import costs as costs_module
+from polydraft.decoding import measuring
+from polydraft.decoding.costs import Costs, costs_file, load_costs, machine_key, save_costs
+from polydraft.decoding.measuring import machine_costs, measure, policy_widths, rising, shortest
+from polydraft.decoding.policy import Measured
+from polydraft.decoding.trunk import EagerTrunk
+from polydraft.errors import PolydraftError
+from tests.tiny import BLOCK, tiny_head, tiny_model
+
+FORWARD = {(1, 1): 0.050, (1, 2): 0.060, (1, 5): 0.066, (8, 1): 0.080, (8, 2): 0.100, (8, 5): 0.220}
+DRAFTING = {(1, 1): 0.004, (1, 4): 0.010, (8, 1): 0.008, (8, 4): 0.020}
+COSTS = Costs(FORWARD, DRAFTING)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache of its own, and rounds as few as can be."""
+    monkeypatch.setenv("POLYDRAFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(measuring, "SECONDS", 0.0)
+    return tmp_path / "costs"
+
+
+def test_between_the_points_costs_follow_straight_lines() -> None:
+    forward = RegularGridInterpolator(
+        ((1, 8), (1, 2, 5)), [[0.050, 0.060, 0.066], [0.080, 0.100, 0.220]], method="linear"
+    )
+    drafting = RegularGridInterpolator(((1, 8), (1, 4)), [[0.004, 0.010], [0.008, 0.020]], method="linear")
+    for rows, drafts in itertools.product(range(1, 9), range(1, 5)):
+        assert COSTS.forward_seconds(rows, drafts + 1) == pytest.approx(float(forward((rows, drafts + 1))))
+        assert COSTS.drafting_seconds(rows, drafts) == pytest.approx(float(drafting((rows, drafts))))
+        whole = float(forward((rows, drafts + 1))) + float(drafting((rows, drafts)))
+        assert COSTS.cycle(rows, drafts) == pytest.approx(whole)
+    assert COSTS.cycle(1, 0) == 0.050
+
+
+def test_beyond_the_points_costs_are_those_of_the_nearest() -> None:
+    assert COSTS.forward_seconds(1, 16) == 0.066
+    assert COSTS.forward_seconds(20, 16) == 0.220
+    assert COSTS.drafting_seconds(8, 9) == 0.020
+    assert Costs({(4, 1): 0.1, (4, 3): 0.2}, {}).forward_seconds(1, 2) == pytest.approx(0.15)
+
+
+def test_what_is_measured_again_replaces_what_was_known_of_those_rows() -> None:
+    newer = Costs({(8, 1): 0.07, (8, 9): 0.5}, {(8, 1): 0.001})
+    both = COSTS.updated(newer)
+    assert both.rows == {1, 8}
+    assert both.forward == {k: v for k, v in FORWARD.items() if k[0] == 1} | newer.forward
+    assert both.drafting == {k: v for k, v in DRAFTING.items() if k[0] == 1} | newer.drafting
+
+
+def test_the_file_gives_back_what_it_was_given(cache: Path) -> None:
+    key = {"model": "x", "threads": 1}
+    assert load_costs(key) is None
+    save_costs(key, COSTS)
+    assert load_costs(key) == COSTS
+    assert load_costs(key | {"threads": 2}) is None
+    assert costs_file(key).parent == cache
+    assert json.loads(costs_file(key).read_text())["key"] == key
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"forward": [[1, 2]], "drafting": []}', "[]"])
+def test_a_damaged_file_is_named(cache: Path, content: str) -> None:
+    save_costs({}, COSTS)
+    costs_file({}).write_text(content)
+    with pytest.raises(PolydraftError, match=r"costs.*is damaged: delete it"):
+        load_costs({})
+
+
+def test_whatever_changes_a_cost_is_part_of_the_key() -> None:
+    model = tiny_model()
+    head = tiny_head(model)
+
+    def digest(**options: Any) -> str:
+        return json.dumps(machine_key(model, head, **({"path": "eager"} | options)), sort_keys=True)
+
+    seen = {digest()}
+    assert digest() in seen
+    seen.add(digest(path="compiled"))
+    head = tiny_head(model, horizon=2)
+    seen.add(digest())
+    head = tiny_head(model, horizon=2, seed=1)
+    assert digest() in seen  # other weights of the same sizes cost the same
+    model.to(torch.bfloat16)
+    seen.add(digest())
+    torch.set_num_threads(2)
+    seen.add(digest())
+    torch.set_num_threads(1)
+    assert len(seen) == 5
+
+
+def test_costs_are_measured_once_and_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    head = tiny_head(model)
+    first = machine_costs(model, head, rows=1)
+    assert (
+        set(first.forward) == {(1, width) for width in policy_widths(3)} == {(1, 1), (1, 2), (1, 3), (1, 4)}
+    )
+    assert set(first.drafting) == {(1, 1), (1, 3)}
+    wider = machine_costs(model, head, rows=4)
+    assert wider.rows == {1, 4}
+    assert {k: v for k, v in wider.forward.items() if k[0] == 1} == first.forward  # not measured again
+    monkeypatch.setattr(measuring, "measure", None)
+    assert machine_costs(model, head, rows=4) == machine_costs(model, head, rows=1) == wider
+
+
+class Slow(EagerTrunk):
+    """Takes a millisecond per new token of each row more."""
+
+    def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
+        time.sleep(0.001 * tokens.numel())
+        return super().forward(tokens, parents=parents)
+
+
+@pytest.mark.parametrize("features", ["fused", "block", "hidden"])
+def test_measuring_times_what_the_trunk_takes(cache: Path, features: str) -> None:
+    model = tiny_model()
+    head = tiny_head(model, features=features, **({"block": BLOCK} if features == "block" else {}))
+    state = torch.get_rng_state()
+    began = time.perf_counter()
+    found = measure(
+        model,
+        head,
+        rows=[1, 2],
+        widths=[1, 8],
+        lengths=[1, 2],
+        open_trunk=lambda rows: Slow(model, taps=head.config.taps, rows=rows),
+    )
+    whole = time.perf_counter() - began
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(found.forward) == {(1, 1), (1, 8), (2, 1), (2, 8)}
+    assert set(found.drafting) == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    for (rows, width), seconds in found.forward.items():
+        assert 0.001 * rows * width < seconds < whole / 4
+    assert all(0 < seconds < whole / 4 for seconds in found.drafting.values())
+
+
+def test_the_shortest_round_counts_and_the_first_is_not_timed() -> None:
+    calls = {"a": 0, "b": 0}
+
+    def disturbed(name: str) -> None:
+        calls[name] += 1
+        time.sleep(0.0 if calls[name] in (1, 3) else 0.02)
+
+    found = shortest([lambda: disturbed("a"), lambda: disturbed("b")], device=torch.device("cpu"))
+    assert calls["a"] == calls["b"] >= 4
+    assert max(found) < 0.02
+
+
+def test_no_size_costs_more_than_a_larger_one() -> None:
+    assert rising((1, 2, 3, 5), (0.3, 0.1, 0.4, 0.2)) == {1: 0.1, 2: 0.1, 3: 0.2, 5: 0.2}
+
+
+def test_a_policy_reads_them() -> None:
+    policy = Measured(COSTS, 4)
+    assert policy.cost(1, 4) == pytest.approx((0.066 + 0.010) / 0.050)
+    assert policy.drafts(1) == 3  # 1.875 tokens for 1.44 forwards, against 1.94 for 1.52
+    assert policy.cost(8, 4) == pytest.approx((0.220 + 0.020) / 0.080)
+    assert policy.drafts(8) == 1  # 1.5 for 1.35, against 1.75 for 1.9
+
+
+def test_device_names_say_what_computes() -> None:
+    assert costs_module.device_name(torch.device("cpu")).startswith("cpu, ")
