@@ -144,7 +144,7 @@ class TestComponents:
             chain = head(hidden, torch.full((20,), 8)).argmax().tokens
             for row in range(20):
                 joint = head(hidden[row : row + 1], torch.full((1,), 8))
-                (draft,) = engine.draft(joint, [Row(PROMPT, StoppingCriteriaList())], 3)
+                (draft,) = engine.draft(joint, [Row(PROMPT, StoppingCriteriaList())], 3, 3)
                 assert draft.log_rows is None
                 assert draft.tokens == head.draft_ids[best[row, :3]].tolist()
         assert (best != chain).any()

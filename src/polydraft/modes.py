@@ -5,7 +5,7 @@ from __future__ import annotations
 from polydraft.errors import InputError
 
 VERIFICATIONS = ("token", "block")
-DRAFTINGS = ("chain", "components")
+DRAFTINGS = ("chain", "components", "tree")
 VERIFIERS = ("trained", "base")
 VERIFICATION = "token"
 """The verification unless another is asked for."""

@@ -146,6 +146,9 @@ class PooledJoint(JointDistribution):
     def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
         return self._joint.advance(state, position, tokens)
 
+    def select(self, rows: Tensor) -> JointDistribution:
+        return self._joint.select(rows)
+
     def sample(
         self,
         *,

@@ -163,8 +163,10 @@ class TestPlantedFaults:
 
     def test_q_taken_before_the_warper(self) -> None:
         class Unwarped(WatchedEngine):
-            def draft(self, joint: JointDistribution, rows: Sequence[Row], limit: int) -> list[Draft]:
-                draft = super().draft(joint, rows, limit)[0]
+            def draft(
+                self, joint: JointDistribution, rows: Sequence[Row], count: int, depth: int
+            ) -> list[Draft]:
+                draft = super().draft(joint, rows, count, depth)[0]
                 index = draft.draft_index
                 assert index is not None
                 unwarped = [joint.conditional(index[None, :s])[0] for s in range(len(index))]

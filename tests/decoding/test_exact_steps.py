@@ -54,7 +54,7 @@ class Steps:
             limit = min(HORIZON, LENGTH - len(begun))
             row = self.row(begun)
             draw: Callable[[], Draft] = lambda: (  # noqa: E731
-                self.engine.draft(self.engine.head(hidden, row.ids[:, -1]), [row], limit)[0]
+                self.engine.draft(self.engine.head(hidden, row.ids[:, -1]), [row], limit, limit)[0]
                 if limit
                 else self.engine.no_drafts()
             )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polydraft.joint import MEMBERS, Gate, JointDistribution, LatentMixture, member
-from polydraft.joint.mixture import Bias
+from polydraft.joint.mixture import ALL, Bias, Rows
 from tests.joint.enumeration import Array, enumerate_tokens, mixture, softmax
 from tests.joint.processes import process
 from tests.joint.toy import TOY
@@ -81,10 +81,11 @@ def table_bias(biases: Tensor | None) -> Bias | None:
     if biases is None:
         return None
 
-    def bias(position: int, before: Tensor) -> Tensor:
-        rows = biases[torch.arange(len(before)), position, before.clamp(min=0)]
-        rows = torch.where((before >= 0)[:, None, None], rows, 0.0)
-        return rows.squeeze(1) if rows.shape[1] == 1 else rows
+    def bias(position: int, before: Tensor, rows: Rows = ALL) -> Tensor:
+        each = torch.arange(len(biases))[rows]
+        found = biases[each, position, before.clamp(min=0)]
+        found = torch.where((before >= 0)[:, None, None], found, 0.0)
+        return found.squeeze(1) if found.shape[1] == 1 else found
 
     return bias
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from polydraft.joint import BinaryTree, Canonical, HiddenMarkov, Latent, LatentMixture
+from polydraft.joint.mixture import ALL, Rows
 from tests.joint.enumeration import Array, enumerate_tokens, mixture
 from tests.joint.members import (
     HORIZON,
@@ -71,10 +72,10 @@ def routed_case(case: Case, count: int) -> tuple[LatentMixture, Latent, torch.Te
     logits = case.logits.gather(2, kept[..., None].expand(-1, -1, -1, size))
     whole = case.joint().bias
 
-    def bias(position: int, before: torch.Tensor) -> torch.Tensor:
+    def bias(position: int, before: torch.Tensor, rows: Rows = ALL) -> torch.Tensor:
         assert whole is not None
-        out = whole(position, before)
-        return out if out.dim() == 2 else out.gather(1, kept[:, position, :, None].expand(-1, -1, size))
+        out = whole(position, before, rows)
+        return out if out.dim() == 2 else out.gather(1, kept[rows, position][:, :, None].expand(-1, -1, size))
 
     return LatentMixture(latent, logits, None if case.biases is None else bias), latent, kept
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from polydraft.decoding.tree import DraftTree
 from polydraft.joint import Chain
 
 
@@ -20,6 +21,7 @@ class Draft(NamedTuple):
             where they were chosen, not drawn.
         parents: of a tree, per token the index of that before it, -1 for the pending token; None: a chain.
         copied: from the text, not asked of the head.
+        tree: where nodes of it were drawn; `draft_index` and `log_rows` are then its own.
     """
 
     tokens: list[int]
@@ -27,6 +29,7 @@ class Draft(NamedTuple):
     log_rows: Tensor | None = None
     parents: tuple[int, ...] | None = None
     copied: bool = False
+    tree: DraftTree | None = None
 
     def before(self, column: int) -> list[int]:
         """The drafts that lead to a column of the verification: 0 is the pending token, i + 1 draft i."""
@@ -50,8 +53,8 @@ class Draft(NamedTuple):
         return out
 
     def first(self, count: int | None) -> Draft:
-        """The chain cut to `count` tokens; None for all of it."""
-        if count is None or count >= len(self.tokens):
+        """The chain cut to `count` tokens, None for all of it; of a tree, which is never too deep, all."""
+        if count is None or count >= len(self.tokens) or self.parents is not None:
             return self
         index, rows = (None if x is None else x[:count] for x in (self.draft_index, self.log_rows))
         return Draft(self.tokens[:count], index, rows)
@@ -62,6 +65,18 @@ class Kept(NamedTuple):
 
     path: Sequence[int]
     token: int
+
+
+def grown(trees: Sequence[DraftTree], draft_ids: Tensor) -> list[Draft]:
+    """Trees as the drafts of their rows."""
+    return [
+        Draft(
+            draft_ids[tree.tokens].tolist(),
+            parents=tree.parents,
+            tree=None if tree.log_rows is None else tree,
+        )
+        for tree in trees
+    ]
 
 
 def split(chain: Chain, draft_ids: Tensor) -> list[Draft]:

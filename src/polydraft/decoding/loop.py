@@ -21,7 +21,7 @@ from transformers import LogitsProcessorList
 
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.block import verify_block
-from polydraft.decoding.drafts import Draft, Kept, split
+from polydraft.decoding.drafts import Draft, Kept, grown, split
 from polydraft.decoding.follow import Follower
 from polydraft.decoding.lookup import find_continuation
 from polydraft.decoding.policy import Fixed, Policy
@@ -29,6 +29,9 @@ from polydraft.decoding.processing import draft_warp, of_row, target_scores
 from polydraft.decoding.requests import check_components
 from polydraft.decoding.row import Row
 from polydraft.decoding.statistics import DecodingStatistics
+from polydraft.decoding.tree import choose_tree
+from polydraft.decoding.tree_drawn import draw_tree
+from polydraft.decoding.tree_verify import verify_tree
 from polydraft.decoding.trunk import Trunk
 from polydraft.decoding.verify import draw, verify_chosen, verify_sampled
 from polydraft.heads import DraftHead
@@ -107,10 +110,16 @@ class Engine:
         self._note(row, [(scores, logits)])
         return draw(scores.softmax(-1), self.generator) if self.do_sample else int(scores.argmax())
 
-    def draft(self, joint: JointDistribution, rows: Sequence[Row], limit: int) -> list[Draft]:
-        """At most `limit` drafts for each of `rows`, from the head's joint behind them."""
+    def draft(self, joint: JointDistribution, rows: Sequence[Row], count: int, depth: int) -> list[Draft]:
+        """At most `count` drafts for each of `rows`, from the head's joint `depth` tokens ahead."""
         config, ids = self.head.config, self.head.draft_ids
         warp = draft_warp([self.of(row) for row in rows], [row.ids for row in rows], ids, config.vocab_size)
+        if self.drafting == "tree":
+            if not self.do_sample:
+                return grown(choose_tree(joint, nodes=count, depth=depth, warp=warp), ids)
+            trees = draw_tree(joint, nodes=count, depth=depth, generator=self.generator, warp=warp)
+            return grown(trees, ids)
+        limit = min(count, depth)
         if self.do_sample:
             chain = joint.sample(generator=self.generator, warp=warp, length=limit)
         elif self.drafting == "components":
@@ -142,7 +151,17 @@ class Engine:
             found = scores(column)
             return draw(found.softmax(-1), self.generator) if self.do_sample else int(found.argmax())
 
-        if draft.log_rows is None:
+        if draft.tree is not None:
+            kept = Kept(
+                *verify_tree(
+                    lambda column: scores(column).softmax(-1),
+                    draft.tokens,
+                    draft.tree,
+                    self.head.draft_ids,
+                    generator=self.generator,
+                )
+            )
+        elif draft.log_rows is None:
             kept = Kept(*verify_chosen(choose, draft.tokens, draft.parents))
         else:
             assert draft.draft_index is not None
@@ -207,12 +226,12 @@ class Engine:
         found = [self._looked_up(row, room) for row, room in zip(active, rooms, strict=True)]
         if all(found):
             return cast(list[Draft], found)
-        limit = min(self.policy.drafts(len(active)), self.head.config.horizon)
+        count, depth = self.policy.drafts(len(active)), self.head.config.horizon
         if None not in rooms:
-            limit = min(limit, max(cast(list[int], rooms)))
-        if limit <= 0:
+            depth = min(depth, max(cast(list[int], rooms)))
+        if min(count, depth) <= 0:
             return [draft or self.no_drafts() for draft in found]
-        drafts = self.draft(follower.joint(), active, limit)
+        drafts = self.draft(follower.joint(), active, count, depth)
         return [known or draft.first(room) for known, draft, room in zip(found, drafts, rooms, strict=True)]
 
     def _looked_up(self, row: Row, room: int | None) -> Draft | None:

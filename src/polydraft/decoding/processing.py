@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
     EtaLogitsWarper,
     MinPLogitsWarper,
     PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -68,6 +69,11 @@ def _of_row(processor: Any, row: int) -> Any:
         alone.batch_size = 1
         alone.generated_ngrams = processor.generated_ngrams[row : row + 1]
         return alone
+    if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+        ignored = processor.prompt_ignore_length
+        if isinstance(ignored, Tensor):
+            alone.prompt_ignore_length = cast(Any, ignored[row : row + 1])
+        return alone
     return processor
 
 
@@ -95,10 +101,13 @@ def draft_warp(
         full = row.new_full((len(row), vocab_size), -torch.inf)
         full[:, draft_ids] = row
         drafted = draft_ids[tokens]
+        each = len(row) // len(prefixes)  # of a tree, the nodes of a level
         return torch.cat(
             [
-                process(own, torch.cat([prefix, drafted[b : b + 1]], dim=-1), full[b : b + 1])
-                for b, (own, prefix) in enumerate(zip(processors, prefixes, strict=True))
+                process(
+                    processors[b // each], torch.cat([prefixes[b // each], drafted[b : b + 1]], dim=-1), whole
+                )
+                for b, whole in enumerate(full.split(1))
             ]
         )[:, draft_ids]
 

@@ -15,7 +15,7 @@ from polydraft.heads.fingerprint import check_base, unembedding
 from polydraft.heads.previous import PreviousToken
 from polydraft.heads.reader import ContextReader
 from polydraft.joint import Gate, JointDistribution, LatentMixture
-from polydraft.joint.mixture import Bias
+from polydraft.joint.mixture import ALL, Bias, Rows
 from polydraft.slots import SlotCache
 
 INIT_STD = 0.02
@@ -233,8 +233,8 @@ class DraftHead(PreTrainedModel):
         contexts = previous.contexts(features)
         table = None if self.config.own_unembedding else self._table()
 
-        def bias(position: int, before: Tensor) -> Tensor:
-            inner = previous.inner(contexts[:, position], self.embed(self.draft_ids[before.clamp(min=0)]))
+        def bias(position: int, before: Tensor, rows: Rows = ALL) -> Tensor:
+            inner = previous.inner(contexts[rows, position], self.embed(self.draft_ids[before.clamp(min=0)]))
             inner = torch.where((before >= 0)[:, None], inner, 0.0)
             if table is not None:
                 return (table @ inner.to(table.dtype).T).T.float()
@@ -242,7 +242,7 @@ class DraftHead(PreTrainedModel):
             out = torch.einsum("bd,avd->bav", shift, self.own[position].to(shift.dtype)).float()
             if kept is None:
                 return out
-            return out.gather(1, kept[:, position, :, None].expand(-1, -1, out.shape[-1]))
+            return out.gather(1, kept[rows, position][:, :, None].expand(-1, -1, out.shape[-1]))
 
         return bias
 

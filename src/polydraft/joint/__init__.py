@@ -10,7 +10,7 @@ from polydraft.joint.distribution import Chain, JointDistribution, Warp
 from polydraft.joint.gate import Gate
 from polydraft.joint.hidden_markov import HiddenMarkov
 from polydraft.joint.independent import Independent
-from polydraft.joint.latent import Latent
+from polydraft.joint.latent import Latent, select_state
 from polydraft.joint.mixture import LatentMixture
 from polydraft.joint.registry import MEMBERS, Member, member, register
 
@@ -29,4 +29,5 @@ __all__ = [
     "Warp",
     "member",
     "register",
+    "select_state",
 ]

@@ -109,6 +109,10 @@ class BinaryTree(Latent):
             inside, node = messages.pop() + up, parent
         return ()
 
+    def select(self, rows: Tensor) -> BinaryTree:
+        """See `Latent`."""
+        return BinaryTree(self.root[rows], self.edges[rows])
+
     def best_path(self, scores: Tensor) -> Tensor:
         """Max-product: messages up, then choices down; (B, n, r) -> (B, n)."""
         inside: dict[int, Tensor] = {}

@@ -39,6 +39,10 @@ class Canonical(Latent):
         """Posterior over components: w_a <- w_a P_a^(s)(x_s), renormalised; (B, r)."""
         return (state + log_likelihood).log_softmax(-1)
 
+    def select(self, rows: Tensor) -> Canonical:
+        """See `Latent`."""
+        return Canonical(self.prior[rows], self.horizon)
+
     def best_path(self, scores: Tensor) -> Tensor:
         """argmax_a log w_a + sum_s scores[s, a], for all positions; (B, n, r) -> (B, n)."""
         best = (self.prior + scores.sum(1)).argmax(-1)

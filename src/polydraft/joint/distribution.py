@@ -46,7 +46,10 @@ class JointDistribution(ABC):
 
     @abstractmethod
     def start(self) -> Any:
-        """The state before the first position: what the tokens so far say, here nothing."""
+        """The state before the first position: what the tokens so far say, here nothing.
+
+        A state is a tensor, batch first, or a tuple of such.
+        """
 
     @abstractmethod
     def row(self, state: Any, position: int) -> Tensor:
@@ -55,6 +58,13 @@ class JointDistribution(ABC):
     @abstractmethod
     def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
         """The state after `tokens` (B,) at 0-based `position`; a token of -1 tells nothing."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> JointDistribution:
+        """The joint whose row i is row `rows[i]` of this one; rows (B',) int64, repeats allowed.
+
+        `select_state` gives the states that go with it.
+        """
 
     def token_log_prob(self, state: Any, position: int, tokens: Tensor) -> Tensor:
         """log q(x_s | x_<s) of `tokens` (B,) alone; (B,)."""
@@ -166,6 +176,10 @@ class Later(JointDistribution):
     def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
         """As the whole joint, one position later."""
         return self._joint.advance(state, position + 1, tokens)
+
+    def select(self, rows: Tensor) -> Later:
+        """As the whole joint."""
+        return Later(self._joint.select(rows), self._first[rows])
 
     def token_log_prob(self, state: Any, position: int, tokens: Tensor) -> Tensor:
         """As the whole joint, one position later; (B,)."""

@@ -53,6 +53,10 @@ class HiddenMarkov(Latent):
             return posterior
         return torch.logsumexp(posterior[:, :, None] + self.transitions[:, position], dim=1)
 
+    def select(self, rows: Tensor) -> HiddenMarkov:
+        """See `Latent`."""
+        return HiddenMarkov(self.initial[rows], self.transitions[rows])
+
     def best_path(self, scores: Tensor) -> Tensor:
         """Viterbi; (B, n, r) -> (B, n)."""
         best = self.initial + scores[:, 0]

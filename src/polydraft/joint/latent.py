@@ -28,7 +28,7 @@ class Latent(ABC):
 
     @abstractmethod
     def start(self) -> Any:
-        """The state before the first token."""
+        """The state before the first token: a tensor, batch first, or a tuple of such."""
 
     @abstractmethod
     def log_weights(self, state: Any, position: int) -> Tensor:
@@ -37,6 +37,10 @@ class Latent(ABC):
     @abstractmethod
     def advance(self, state: Any, position: int, log_likelihood: Tensor) -> Any:
         """The state after a token to which component a gave `log_likelihood` (B, r), log P_a^(s)(x_s)."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> Latent:
+        """The process whose row i is row `rows[i]` of this one; rows (B',) int64, repeats allowed."""
 
     @abstractmethod
     def best_path(self, scores: Tensor) -> Tensor:
@@ -61,6 +65,14 @@ class Latent(ABC):
             if position + 1 < self.horizon:
                 state = self.advance(state, position, silent.to(weights.dtype))
         return torch.stack(out, dim=1)
+
+
+def select_state(state: Any, rows: Tensor) -> Any:
+    """The state whose row i is row `rows[i]` of `state`: a tensor, batch first, or a tuple of states."""
+    if isinstance(state, Tensor):
+        return state[rows]
+    parts = (select_state(part, rows) for part in state)
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def top(log_weights: Tensor, count: int) -> Tensor:

@@ -6,8 +6,8 @@ P_a^(s)(. | x_{s-1}) = softmax(logits[s, a] + bias(s, x_{s-1}))
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import copy
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,20 @@ from torch import Tensor
 from polydraft.joint.distribution import Chain, JointDistribution, Warp
 from polydraft.joint.latent import Latent
 
-Bias = Callable[[int, Tensor], Tensor]
-"""(0-based position s >= 1, tokens x_{s-1} (B,), -1 unknown) -> (B, V) or (B, r, V), added to the logits."""
+Rows = Tensor | slice
+"""Which rows of a batch: indices (B',) int64, or a slice."""
+ALL = slice(None)
+
+
+class Bias(Protocol):
+    """What the token before adds to the logits."""
+
+    def __call__(self, position: int, before: Tensor, rows: Rows = ALL) -> Tensor:
+        """(B', V) or (B', r, V), for the 0-based `position` s >= 1 after tokens x_{s-1} (B',), -1 unknown.
+
+        Args:
+            rows: which row of the batch each token belongs to.
+        """
 
 
 class State(NamedTuple):
@@ -50,6 +62,15 @@ class LatentMixture(JointDistribution):
         self.bias = bias
         self.batch_size, self.horizon, self.rank, self.vocab_size = logits.shape
         self.device = logits.device
+        self._rows: Rows = ALL
+
+    def select(self, rows: Tensor) -> LatentMixture:
+        """See `JointDistribution`; `logits` stay those of the whole batch, and none of them is copied."""
+        out = copy.copy(self)
+        out.latent = self.latent.select(rows)
+        out._rows = rows if isinstance(self._rows, slice) else self._rows[rows]
+        out.batch_size = len(rows)
+        return out
 
     @property
     def log_factors(self) -> Tensor:
@@ -58,10 +79,10 @@ class LatentMixture(JointDistribution):
 
     def _log_factors(self, position: int, before: Tensor | None) -> Tensor:
         """log P_a^(s)(. | before) of one position; (B, r, V)."""
-        logits = self.logits[:, position]
+        logits = self.logits[self._rows, position]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if before is not None and self.bias is not None:
-            bias = self.bias(position, before)
+            bias = self.bias(position, before, self._rows)
             logits = logits + (bias[:, None] if bias.dim() == 2 else bias)
         return logits.log_softmax(-1)
 

@@ -1,0 +1,142 @@
+"""Draft trees for sampling: each inner node has one drawn child, and its likeliest tokens beside it.
+
+A tree of chosen tokens alone accepts little of sampled text, one drawn token at each node more, both together
+most. The drawn child y of a node comes from q without the chosen ones S, normalised again, so none is there
+twice. With one more child each, drawing several without replacement (SpecInfer, Sequoia) accepts no more.
+
+The tree grows level by level. Which nodes of a level have children, and which of them, is settled before
+anything of that level is drawn: then y is distributed as the row it is said to come from, whatever became of
+the rest of the tree, which `tree_verify` relies on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from polydraft.decoding.tree import DraftTree, Level
+from polydraft.joint import JointDistribution, Warp
+
+KEPT = 0.45
+"""Chance that a drawn child is kept, for the shape of the tree; nothing else rests on it."""
+
+
+def level_sizes(nodes: int, depth: int) -> list[int]:
+    """Nodes per level: each takes half of those left, the last one the rest; no level without any."""
+    sizes: list[int] = []
+    while nodes and len(sizes) < depth:
+        sizes.append(nodes if len(sizes) + 1 == depth else (nodes + 1) // 2)
+        nodes -= sizes[-1]
+    return sizes
+
+
+class Children(NamedTuple):
+    """The nodes of a new level, M of each row.
+
+    Attributes:
+        parents: (B, M), nodes of the level before. tokens: (B, M). drawn: (B, M) bool.
+        alive: (B, M) bool; the others are not there.
+        behind: (B, M), log of the chance that the walk goes from the parent to the node, as far as q tells.
+        log_rows: (k, V'), what the drawn ones were drawn from, row after row.
+    """
+
+    parents: Tensor
+    tokens: Tensor
+    drawn: Tensor
+    alive: Tensor
+    behind: Tensor
+    log_rows: Tensor
+
+
+def draw_tree(
+    joint: JointDistribution,
+    *,
+    nodes: int,
+    depth: int,
+    generator: torch.Generator | None = None,
+    warp: Warp | None = None,
+) -> list[DraftTree]:
+    """A tree per row, of at most N nodes; fewer where `warp` leaves no more.
+
+    Args:
+        nodes: N. depth: of the tree, at most the horizon. warp: as of `choose_tree`.
+    """
+    batch = joint.batch_size
+    scores = torch.zeros(batch, 1, device=joint.device)
+    level = Level.root(joint)
+    levels: list[Children] = []
+    for count in level_sizes(nodes, min(depth, joint.horizon)):
+        if levels:
+            level = level.children(levels[-1].parents, levels[-1].tokens)
+        levels.append(draw_children(level.log_rows(batch, warp), scores, count=count, generator=generator))
+        new = levels[-1]
+        scores = (scores.gather(1, new.parents) + new.behind).where(new.alive, -torch.inf)
+    return _trees(levels, joint)
+
+
+def draw_children(
+    rows: Tensor, scores: Tensor, *, count: int, generator: torch.Generator | None = None
+) -> Children:
+    """At most `count` children of the w nodes of a level.
+
+    They compete by the chance s that the walk reaches their parent, as far as q tells: a drawn child counts
+    s, a chosen one x counts s q(x). So no node has chosen children without a drawn one. The walk goes on to
+    them with chance q(not in S) `KEPT` and q(x).
+
+    Args:
+        rows: (B, w, V'), log q(. | node), -inf where there is nothing to draft. scores: (B, w), log s.
+    """
+    (batch, width, size), device = rows.shape, rows.device
+    drawable = scores.where(rows.amax(-1) > -torch.inf, -torch.inf)
+    likely, places = (rows + scores[:, :, None]).flatten(1).topk(min(count, width * size), dim=-1)
+    ranked = torch.cat([drawable, likely], dim=-1).sort(dim=-1, descending=True, stable=True)
+    wanted, which = ranked.values[:, :count], ranked.indices[:, :count]
+    drawn = which < width
+    places = places.gather(1, (which - width).clamp(min=0))
+    parents, tokens = torch.where(drawn, which, places // size), places % size
+    alive = wanted > -torch.inf
+
+    row_of = torch.arange(batch, device=device)[:, None].expand_as(parents)
+    chosen = torch.zeros(batch, width, size, dtype=torch.bool, device=device)
+    fixed = alive & ~drawn
+    chosen[row_of[fixed], parents[fixed], tokens[fixed]] = True
+    rest = rows.masked_fill(chosen, -torch.inf)
+    left = rest.logsumexp(-1).gather(1, parents)
+    behind = torch.where(drawn, left + math.log(KEPT), rows[row_of, parents, tokens])
+    alive = alive & (~drawn | (left > -torch.inf))
+    drawn = alive & drawn
+    sources = rest[row_of[drawn], parents[drawn]].log_softmax(-1)
+    if len(sources):
+        tokens[drawn] = torch.multinomial(sources.exp(), 1, generator=generator)[:, 0]
+    return Children(parents, tokens, drawn, alive, behind, sources)
+
+
+def _trees(levels: Sequence[Children], joint: JointDistribution) -> list[DraftTree]:
+    """What each row has of the levels."""
+    empty = torch.empty(0, joint.vocab_size, device=joint.device)
+    trees = []
+    for row in range(joint.batch_size):
+        tokens: list[Tensor] = []
+        sources: list[Tensor] = [empty]
+        parents: list[int] = []
+        drawn: list[int] = []
+        above = [-1]
+        for level in levels:
+            here = []
+            columns = (column[row].tolist() for column in (level.parents, level.drawn, level.alive))
+            for parent, by_chance, alive in zip(*columns, strict=True):
+                here.append(len(parents))
+                if alive:
+                    drawn += [len(parents)] * by_chance
+                    parents.append(above[parent])
+            tokens.append(level.tokens[row][level.alive[row]])
+            first, own = int(level.drawn[:row].sum()), int(level.drawn[row].sum())
+            sources.append(level.log_rows[first : first + own])
+            above = here
+        whole = torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long, device=joint.device)
+        trees.append(DraftTree(whole, tuple(parents), tuple(drawn), torch.cat(sources)))
+    return trees

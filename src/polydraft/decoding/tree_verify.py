@@ -1,0 +1,65 @@
+"""Verification of sampled trees: exact, with at most one drawn child at each node and any number chosen.
+
+At a node with base model's row p, drawn child y ~ q and chosen children S:
+
+    y is kept with probability min(1, p(y) / q(y)), and the walk goes on behind it;
+    else the next token x comes from the residual max(0, p - q), normalised;
+    x in S: x is kept, and the walk goes on behind it; otherwise it ends with x.
+
+The first two lines alone are rejection sampling (`decoding.verify`): x or y is distributed as p whatever q
+is. The third costs nothing: what was to be emitted anyway happens to be in the tree. A child is kept with
+probability sum_x min(p, q) + sum_{x in S} max(0, p - q).
+
+It holds where, given all that the walk depended on before, y is distributed as q: S and q may depend on
+anything but y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from polydraft.decoding.tree import DraftTree
+from polydraft.decoding.verify import draw, happens, residual
+
+
+def verify_tree(
+    target_row: Callable[[int], Tensor],
+    drafts: Sequence[int],
+    tree: DraftTree,
+    draft_ids: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+) -> tuple[list[int], int]:
+    """See the module's docstring.
+
+    Args:
+        target_row: column -> p behind node `column` - 1, behind the pending token for 0, probabilities (V,);
+            asked once for each column on the way.
+        drafts: base token ids of the nodes of `tree`, which was grown by `draw_tree`.
+        draft_ids: (V',) base ids of the draft vocabulary.
+
+    Returns:
+        the nodes kept, and the token behind them.
+    """
+    assert tree.log_rows is not None
+    path: list[int] = []
+    while True:
+        at = path[-1] if path else -1
+        target = target_row(at + 1)
+        children = [node for node, parent in enumerate(tree.parents) if parent == at]
+        drawn = next((node for node in children if node in tree.drawn), None)
+        if drawn is not None:
+            row = tree.log_rows[tree.drawn.index(drawn)].exp()
+            ratio = float(target[drafts[drawn]]) / float(row[tree.tokens[drawn]])
+            if happens(ratio, generator, target.device):
+                path.append(drawn)
+                continue
+            target = residual(target, row, draft_ids)
+        token = draw(target, generator)
+        kept = next((node for node in children if node != drawn and drafts[node] == token), None)
+        if kept is None:
+            return path, token
+        path.append(kept)
