@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from importlib import import_module
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,6 +28,7 @@ def _fixed_seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _whole_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny models are too fast for drafts to pay: draft the whole horizon, unless a test asks otherwise."""
+def _whole_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts do not pay with tiny models: whole chains all the same, unless a test asks otherwise."""
     monkeypatch.setattr(modes, "DRAFT_LENGTH", 1_000)
+    monkeypatch.setattr(import_module("polydraft.decoding.generate"), "takes_trees", lambda model: False)

@@ -58,8 +58,8 @@ def by_engine(model: PreTrainedModel, head: DraftHead, **options: Any) -> Any:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "verification": ({}, {"verification": "all"}, "verification must be token or block, got 'all'"),
-    "drafting": ({}, {"drafting": "beam"}, "drafting must be chain or components, got 'beam'"),
+    "verification": ({}, {"verification": "all"}, "verification must be one of token, block, got 'all'"),
+    "drafting": ({}, {"drafting": "beam"}, "drafting must be one of auto, tree, chain, components, got 'beam'"),
     "sampled components": (
         {},
         {"drafting": "components", "do_sample": True},
@@ -87,8 +87,8 @@ def test_refusals(
 
 def test_sampling_options_refuse_them_too() -> None:
     for options, line in (
-        ({"verification": "all"}, "verification must be token or block"),
-        ({"drafting": "beam"}, "drafting must be chain or components"),
+        ({"verification": "all"}, "verification must be one of token, block"),
+        ({"drafting": "beam"}, "drafting must be one of auto, tree, chain, components"),
         ({"drafting": "components", "temperature": 0.5}, "for greedy decoding alone"),
     ):
         with pytest.raises(InputError, match=line):
@@ -165,8 +165,8 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("options", "line"),
         [
-            (["--verification", "all"], "verification must be token or block, got 'all'"),
-            (["--drafting", "beam"], "drafting must be chain or components, got 'beam'"),
+            (["--verification", "all"], "verification must be one of token, block, got 'all'"),
+            (["--drafting", "beam"], "drafting must be one of auto, tree, chain, components, got 'beam'"),
             (["--drafting", "components", "--temperature", "1"], "for greedy decoding alone"),
         ],
     )

@@ -61,7 +61,7 @@ _CONFIGS |= {
         | {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "first_k_dense_replace": 1}
         | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1},
     ),
-    "falcon": ("falcon", _TABLE | {"multi_query": True}),
+    "falcon": ("falcon", _TABLE | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "gemma": ("gemma", _GROUPED | {"head_dim": 8}),
     "gemma3n": (
         "gemma3n_text",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from polydraft.errors import InputError
 
 VERIFICATIONS = ("token", "block")
-DRAFTINGS = ("chain", "components", "tree")
+DRAFTINGS = ("auto", "tree", "chain", "components")
 VERIFIERS = ("trained", "base")
 VERIFICATION = "token"
 """The verification unless another is asked for."""
-DRAFTING = "chain"
-"""The greedy drafting unless another is asked for."""
+DRAFTING = "auto"
+"""The drafting unless another is asked for: trees where the model takes them, else chains."""
 DRAFT_LENGTH: int | None = None
 """Drafts of a cycle unless another number is asked for; None: as many as pay on this machine."""
 VERIFIER = "trained"
@@ -40,11 +40,13 @@ def check_modes(
         ("drafting", drafting, DRAFTINGS),
     ):
         if value not in choices:
-            raise InputError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+            raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     if draft_length is not None and draft_length < 0:
         raise InputError(f"draft_length must be 0 (plain decoding) or more, got {draft_length}")
     if prompt_lookup_num_tokens is not None and prompt_lookup_num_tokens < 1:
         raise InputError(f"prompt_lookup_num_tokens must be 1 or more, got {prompt_lookup_num_tokens}")
+    if do_sample and drafting == "tree" and verification == "block":
+        raise InputError("verification block judges chains: use drafting chain, or verification token")
     if do_sample and drafting == "components":
         raise InputError("drafting components is for greedy decoding alone: sample with drafting chain")
 

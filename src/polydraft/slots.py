@@ -48,9 +48,8 @@ class SlotLayer(CacheLayerMixin):
         end = self._slots.reserve(width)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        self.grow()
         assert self.keys is not None and self.values is not None
-        if self.keys.shape[-2] < self._slots.capacity:
-            self.keys, self.values = (_longer(x, self._slots.capacity) for x in (self.keys, self.values))
         start = self._slots.shared_length
         if start is not None:
             self.keys[:, :, start:end] = key_states
@@ -60,6 +59,12 @@ class SlotLayer(CacheLayerMixin):
             self.keys.transpose(1, 2)[rows, places] = key_states.transpose(1, 2)
             self.values.transpose(1, 2)[rows, places] = value_states.transpose(1, 2)
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def grow(self) -> None:
+        """Make the room that the cache has reserved."""
+        assert self.keys is not None and self.values is not None
+        if self.keys.shape[-2] < self._slots.capacity:
+            self.keys, self.values = (_longer(x, self._slots.capacity) for x in (self.keys, self.values))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """As of a cache without a window: the mask sees to it."""
@@ -113,6 +118,14 @@ class SlotCache(Cache):
             rows = torch.arange(len(self.lengths), device=device)[:, None]
             self._places = (key, (rows, starts + torch.arange(width, device=device)))
         return self._places[1]
+
+    def room(self, index: int, width: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer that has been written to, with room for a forward over `width` tokens."""
+        self.reserve(width)
+        layer = self._own[index]
+        layer.grow()
+        assert layer.keys is not None and layer.values is not None
+        return layer.keys, layer.values
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:
         """Count what stays of the last forward.

@@ -1,9 +1,9 @@
-"""What the contract of base models is tested with: ragged prompts, their plain texts, and a head that knows them."""
+"""What base models are tested with: ragged prompts, their plain texts, and a head that knows them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,7 +20,7 @@ from tests.tiny import EVERY_KIND, tiny_model
 VOCAB_SIZE, HORIZON, NEW_TOKENS, ROWS = 64, 3, 24, 16
 PADDING = 0
 
-CASES = [*EVERY_KIND, "llama-eager", "gpt2-eager", "gemma3-eager", "mixtral-eager", "gemma2-sdpa"]
+CASES = [*EVERY_KIND, "llama-eager", "gpt2-eager", "gemma3-eager", "mixtral-eager"]
 """Every kind with the attention it has by default, some with another."""
 
 
@@ -73,14 +73,14 @@ def case_model(case: str, **options: Any) -> PreTrainedModel:
 
 
 def ragged_prompts(count: int = ROWS, *, longest: int = 20) -> list[Tensor]:
-    """`count` random prompts (L_b,) of 1 to `longest` tokens; the second is the shortest, the third the longest."""
+    """Random prompts (L_b,) of 1 to `longest` tokens; the second has the fewest, the third the most."""
     generator = torch.Generator().manual_seed(11)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
     lengths[1:3] = [1, longest]
     return [torch.randint(1, VOCAB_SIZE, (length,), generator=generator) for length in lengths[:count]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def known(case: str) -> Known:
     """The model of a case and its greedy texts, each by plain `generate` on its own."""
     model, prompts = case_model(case), ragged_prompts()

@@ -13,7 +13,10 @@ import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
+from transformers import PreTrainedModel
 
+import polydraft
+from polydraft import modes
 from polydraft.decoding import costs as costs_module
 from polydraft.decoding import measuring
 from polydraft.decoding.costs import Costs, costs_file, load_costs, machine_key, save_costs
@@ -21,6 +24,7 @@ from polydraft.decoding.measuring import machine_costs, measure, policy_widths, 
 from polydraft.decoding.policy import Measured
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import PolydraftError
+from polydraft.heads import DraftHead
 from tests.tiny import BLOCK, tiny_head, tiny_model
 
 FORWARD = {(1, 1): 0.050, (1, 2): 0.060, (1, 5): 0.066, (8, 1): 0.080, (8, 2): 0.100, (8, 5): 0.220}
@@ -87,11 +91,14 @@ def test_whatever_changes_a_cost_is_part_of_the_key() -> None:
     head = tiny_head(model)
 
     def digest(**options: Any) -> str:
-        return json.dumps(machine_key(model, head, **({"path": "eager"} | options)), sort_keys=True)
+        return json.dumps(
+            machine_key(model, head, **({"path": "eager", "tree": False} | options)), sort_keys=True
+        )
 
     seen = {digest()}
     assert digest() in seen
     seen.add(digest(path="compiled"))
+    seen.add(digest(tree=True))
     head = tiny_head(model, horizon=2)
     seen.add(digest())
     head = tiny_head(model, horizon=2, seed=1)
@@ -101,7 +108,7 @@ def test_whatever_changes_a_cost_is_part_of_the_key() -> None:
     torch.set_num_threads(2)
     seen.add(digest())
     torch.set_num_threads(1)
-    assert len(seen) == 5
+    assert len(seen) == 6
 
 
 def test_costs_are_measured_once_and_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +134,9 @@ class Slow(EagerTrunk):
         return super().forward(tokens, parents=parents)
 
 
+@pytest.mark.parametrize("tree", [False, True])
 @pytest.mark.parametrize("features", ["fused", "block", "hidden"])
-def test_measuring_times_what_the_trunk_takes(cache: Path, features: str) -> None:
+def test_measuring_times_what_the_trunk_takes(cache: Path, features: str, tree: bool) -> None:
     model = tiny_model()
     head = tiny_head(model, features=features, **({"block": BLOCK} if features == "block" else {}))
     state = torch.get_rng_state()
@@ -137,6 +145,7 @@ def test_measuring_times_what_the_trunk_takes(cache: Path, features: str) -> Non
         model,
         head,
         rows=[1, 2],
+        tree=tree,
         widths=[1, 8],
         lengths=[1, 2],
         open_trunk=lambda rows: Slow(model, taps=head.config.taps, rows=rows),
@@ -176,3 +185,55 @@ def test_a_policy_reads_them() -> None:
 
 def test_device_names_say_what_computes() -> None:
     assert costs_module.device_name(torch.device("cpu")).startswith("cpu, ")
+
+
+# -- inside a generation ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_many_as_pay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts as decided by costs, which other tests leave alone."""
+    monkeypatch.setattr(modes, "DRAFT_LENGTH", None)
+
+
+def remember(model: PreTrainedModel, head: DraftHead, *, rows: int = 1) -> Costs:
+    """Let this machine be one where a draft adds a fifth to a forward, and four times that for all."""
+    grid = {(count, width): 0.05 + 0.01 * (width - 1) for count in {1, rows} for width in range(1, 5)}
+    costs = Costs(grid, {(count, length): 0.002 for count in {1, rows} for length in range(1, 4)})
+    save_costs(machine_key(model, head, path="eager", tree=False), costs)
+    return costs
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_useless_head_hardly_costs_a_generation_more(
+    as_many_as_pay: None, monkeypatch: pytest.MonkeyPatch, rows: int, do_sample: bool
+) -> None:
+    model = tiny_model(vocab_size=512)
+    head = tiny_head(model)
+    costs = remember(model, head, rows=rows)
+    widths: list[int] = []
+    forward = EagerTrunk.forward
+
+    def noted(self: EagerTrunk, tokens: Tensor, **options: Any) -> Tensor:
+        widths.append(tokens.shape[1])
+        return forward(self, tokens, **options)
+
+    monkeypatch.setattr(EagerTrunk, "forward", noted)
+    prompt = torch.arange(5).expand(rows, -1)
+    polydraft.generate(model, head, prompt, max_new_tokens=129, do_sample=do_sample)  # one by the prompt
+    spent = sum(costs.cycle(rows, width - 1) for width in widths) / costs.cycle(rows, 0)
+    assert max(widths) > 1
+    assert spent <= 1.03 * 128
+
+
+def test_equal_seeds_and_equal_costs_give_equal_texts(as_many_as_pay: None) -> None:
+    model = tiny_model()
+    head = tiny_head(model)
+    remember(model, head)
+    texts = set()
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        out = polydraft.generate(model, head, torch.arange(5)[None], max_new_tokens=60, do_sample=True)
+        texts.add(tuple(out.sequences[0].tolist()))
+    assert len(texts) == 2

@@ -9,7 +9,8 @@ from statistics import mean
 
 import pytest
 
-from polydraft.decoding.policy import FIRST_GAP, Acceptance, Fixed, Measured, Policy, expected_rates
+from polydraft.decoding.acceptance import ChainExpectation, TreeExpectation, chain_tokens, usual_tokens
+from polydraft.decoding.policy import FIRST_GAP, Fixed, Measured, Policy
 from polydraft.errors import InputError
 
 HORIZON = 4
@@ -63,21 +64,21 @@ def measured(costs: Sequence[float]) -> Measured:
     return Measured(Table(costs), HORIZON)
 
 
-def test_expected_rates_are_those_of_an_enumeration() -> None:
-    acceptance, costs = [0.7, 0.4, 0.9], [1.0, 1.2, 1.5, 1.6]
-    for k, found in enumerate(expected_rates(acceptance, costs)):
+def test_tokens_of_a_chain_are_those_of_an_enumeration() -> None:
+    acceptance = [0.7, 0.4, 0.9]
+    for k, found in enumerate(chain_tokens(acceptance)):
         tokens = 0.0
         for kept in itertools.product((True, False), repeat=k):  # of drafts judged as if all were tried
             chance = 1.0
             for a, yes in zip(acceptance, kept, strict=False):
                 chance *= a if yes else 1 - a
             tokens += chance * (1 + ([*kept, False].index(False)))
-        assert found == pytest.approx(tokens / costs[k])
+        assert found == pytest.approx(tokens)
 
 
 def test_acceptance_is_learnt_and_forgotten() -> None:
     rng = random.Random(1)
-    acceptance = Acceptance(3)
+    acceptance = ChainExpectation(3)
     assert acceptance.rates == [0.5, 0.5, 0.5]
     truth = (0.8, 0.3, 0.6)
     seen = []
@@ -93,7 +94,7 @@ def test_acceptance_is_learnt_and_forgotten() -> None:
 
 
 def test_a_position_not_tried_for_long_is_believed_like_the_others() -> None:
-    acceptance = Acceptance(2)
+    acceptance = ChainExpectation(2)
     for _ in range(50):
         acceptance.observe(2, [1])
     assert acceptance.rates[1] < 0.2
@@ -144,7 +145,7 @@ def test_no_order_of_acceptance_costs_more_than_the_account(machine: str) -> Non
 def test_a_useful_head_keeps_nearly_all_it_gains(machine: str, rates: Sequence[float], least: float) -> None:
     """Against the number of drafts that is best on average, which the policy does not know."""
     costs = MACHINES[machine]
-    best = max(expected_rates(rates, costs))
+    best = max(tokens / cost for tokens, cost in zip(chain_tokens(rates), costs, strict=True))
     runs = [simulate(measured(costs), costs, always(*rates), seed=seed) for seed in range(60)]
     assert sum(made for made, _, _ in runs) / sum(cost for _, cost, _ in runs) > least * best
 
@@ -200,6 +201,74 @@ def test_costs_of_the_rows_at_hand_decide() -> None:
         policy.observe(rows=1, drafted=4, accepted=[kept])
     assert policy.drafts(1) > 0
     assert policy.drafts(8) == 0
+
+
+# -- trees ------------------------------------------------------------------------------------------
+
+TREE_COSTS = {"eager": (0.25, 0.03), "compute-bound": (0.6, 0.3)}
+"""Of the first node, and of each further one, in plain forwards."""
+
+
+def grow(
+    costs: tuple[float, float], kept: Callable[[int], float], *, tokens: int = 400, seed: int = 0
+) -> tuple[float, float, list[int]]:
+    """Decode by chance with trees of up to 16 nodes, `kept` of N nodes on average; as `simulate`."""
+
+    class Trees:
+        def cycle(self, rows: int, drafts: int) -> float:
+            return 1 + (costs[0] + costs[1] * (drafts - 1) if drafts else 0.0)
+
+    policy, rng = Measured(Trees(), 16, expectation=TreeExpectation(16)), random.Random(seed)
+    made, cost, drafted = 0.0, 0.0, []
+    while made < tokens:
+        nodes = policy.drafts(1)
+        found = sum(rng.random() < kept(nodes) / 4 for _ in range(4)) if nodes else 0
+        policy.observe(rows=1, drafted=nodes, accepted=[found])
+        drafted.append(nodes)
+        made += 1 + found
+        cost += Trees().cycle(1, nodes)
+    return made, cost, drafted
+
+
+def test_what_trees_usually_keep_is_what_was_measured() -> None:
+    measured_ones = {1: 0.459, 3: 0.808, 4: 0.882, 6: 0.991, 8: 1.101, 12: 1.223, 16: 1.305, 32: 1.501}
+    for nodes, tokens in measured_ones.items():
+        assert usual_tokens(nodes) == pytest.approx(tokens, abs=0.02)
+    assert TreeExpectation(32).tokens[0] == 1.0
+
+
+def test_what_trees_keep_is_learnt_size_by_size() -> None:
+    expectation = TreeExpectation(16)
+    for _ in range(200):
+        expectation.observe(16, [3, 3])
+        expectation.observe(5, [1, 1])  # counts for the tree of 4
+    found = dict(zip(expectation.sizes, expectation.tokens, strict=True))
+    assert found[16] == pytest.approx(4.0, abs=0.2)
+    assert found[4] == pytest.approx(2.0, abs=0.2)
+    assert found[4] < found[8] < found[16]
+
+
+@pytest.mark.parametrize(
+    ("machine", "scale", "least"),
+    [
+        *(("eager", scale, 0.95) for scale in (0.0, 0.05, 0.5, 1.0, 2.0)),
+        *(("compute-bound", scale, 0.95) for scale in (0.0, 0.05, 0.5, 1.0)),
+        ("compute-bound", 2.0, 0.9),  # what is expected at first says no: only tries show otherwise
+    ],
+)
+def test_trees_cost_little_where_useless_and_gain_nearly_all_where_not(
+    machine: str, scale: float, least: float
+) -> None:
+    costs = TREE_COSTS[machine]
+    kept = lambda nodes: scale * usual_tokens(nodes)  # noqa: E731
+    rates = [(1 + kept(n)) / (1 + (costs[0] + costs[1] * (n - 1) if n else 0)) for n in range(17)]
+    runs = [grow(costs, kept, seed=seed) for seed in range(20)]
+    assert sum(made for made, _, _ in runs) / sum(cost for _, cost, _ in runs) > least * max(rates)
+    assert all(cost <= 1.005 * made + 3.2 for made, cost, _ in runs)
+    assert grow(costs, lambda nodes: 0.0, tokens=128)[1] <= 1.03 * 128
+
+
+# -- fixed ------------------------------------------------------------------------------------------
 
 
 def test_fixed_drafts_the_same_always() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from polydraft.joint import Gate, LatentMixture, member
+from polydraft.joint.mixture import ALL, Rows
 from tests.joint.members import FEATURES, NAMES, Case, every_member, random_case, table_bias
 
 WIDE = 49_152
@@ -136,7 +137,7 @@ def test_wild_bfloat16_logits_of_a_whole_vocabulary(name: str, rows: int) -> Non
     gate = found.gate(FEATURES, rank, horizon).requires_grad_(False)
     biases = next(wild_logits(8, horizon=4, rank=1)).view(8, 1, WIDE)
 
-    def bias(position: int, before: Tensor) -> Tensor:
+    def bias(position: int, before: Tensor, rows: Rows = ALL) -> Tensor:
         return biases[before % 8]
 
     for logits in wild_logits(rows, horizon=horizon, rank=rank):

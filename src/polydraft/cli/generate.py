@@ -50,6 +50,8 @@ def generate(
     ] = None,
     verification: options.Verification = VERIFICATION,
     drafting: options.Drafting = DRAFTING,
+    draft_length: options.DraftLength = None,
+    prompt_lookup_num_tokens: options.LookupTokens = None,
     components: options.Components = None,
     adapter: options.Adapter = None,
     verifier: options.Verifier = VERIFIER,
@@ -93,6 +95,8 @@ def generate(
         seed=secrets.randbits(32) if seed is None else seed,
         verification=verification,
         drafting=drafting,
+        draft_length=draft_length,
+        prompt_lookup_num_tokens=prompt_lookup_num_tokens,
     )
     console = options.error_console()
     session = options.open_session(

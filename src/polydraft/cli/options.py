@@ -40,8 +40,25 @@ Drafting = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Greedy: chain, each token the likeliest after those before it, or components, all from the "
-        "likeliest components together.",
+        help="auto: tree, several continuations checked together, where the model takes them; chain, one; "
+        "components, greedy alone: a chain from the likeliest components together.",
+    ),
+]
+DraftLength = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Drafts a step; by default as many as pay on this machine, as measured. 0 is plain decoding.",
+        show_default=False,
+    ),
+]
+LookupTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--prompt-lookup-num-tokens",
+        metavar="N",
+        help="Where the text repeats itself draft N tokens by copying (prompt lookup), else by the head.",
+        show_default=False,
     ),
 ]
 Components = Annotated[

@@ -86,15 +86,16 @@ def line(points: Mapping[int, float], x: float) -> float:
     return (1 - share) * points[xs[left]] + share * points[xs[right]]
 
 
-def machine_key(model: PreTrainedModel, head: DraftHead, *, path: str) -> dict[str, Any]:
+def machine_key(model: PreTrainedModel, head: DraftHead, *, path: str, tree: bool) -> dict[str, Any]:
     """All that decides what a forward or a draft costs.
 
     Args:
-        path: how the model is run: "eager", "compiled".
+        path: how the model is run: "eager", "compiled". tree: trees are drafted, not chains.
     """
     sizes = {k: v for k, v in head.config.to_dict().items() if k not in ("base_model", "provenance")}
     return {
         "path": path,
+        "tree": tree,
         "model": {k: v for k, v in describe_base(model).items() if k != "id"},
         "head": hashlib.sha256(json.dumps(sizes, sort_keys=True, default=str).encode()).hexdigest()[:32],
         "adapted": head.switch is not None,

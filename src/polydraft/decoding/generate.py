@@ -20,7 +20,7 @@ from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.loop import Engine
 from polydraft.decoding.measuring import machine_costs
 from polydraft.decoding.policy import Fixed, Measured, Policy
-from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
+from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model, takes_trees
 from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
 from polydraft.decoding.row import Row, Streamer
 from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput, together
@@ -88,8 +88,6 @@ class Decoder:
         check_request(generation_config, input_ids, model_kwargs)
         check_processors(logits_processor)
         rows = input_ids.shape[0]
-        if rows > 1:
-            refuse_batch(model)
         if self.streamer is not None and rows > 1:
             raise InputError("a streamer follows one text: leave it out of a batch")
         cache = check_cache(model_kwargs.get("past_key_values"), rows=rows)
@@ -101,14 +99,17 @@ class Decoder:
             shortest = min(len(text) for text in texts)
             refuse_length(model, shortest=shortest, longest=stopping_criteria.max_length)
         prompts = unread(texts, seen=cache.get_seq_length(), width=input_ids.shape[1])
+        drafting = self._drafting(model, do_sample=bool(generation_config.do_sample))
+        if rows > 1 or drafting == "tree":
+            refuse_batch(model)
         engine = Engine(
             self.head,
             processors=logits_processor,
             do_sample=bool(generation_config.do_sample),
             generator=self.generator,
             verification=self.verification,
-            drafting=self.drafting,
-            policy=self._policy(model, rows=rows),
+            drafting=drafting,
+            policy=self._policy(model, drafting, rows=rows),
             lookup=self.prompt_lookup_num_tokens or 0,
             keep_scores=bool(generation_config.output_scores),
             keep_logits=bool(generation_config.output_logits),
@@ -139,7 +140,13 @@ class Decoder:
         return out.sequences
 
 
-    def _policy(self, model: PreTrainedModel, *, rows: int) -> Policy:
+    def _drafting(self, model: PreTrainedModel, *, do_sample: bool) -> str:
+        if self.drafting != "auto":
+            return self.drafting
+        chains = do_sample and self.verification == "block"
+        return "tree" if takes_trees(model) and not chains else "chain"
+
+    def _policy(self, model: PreTrainedModel, drafting: str, *, rows: int) -> Policy:
         length = asked_length(self.draft_length)
         if length is not None:
             return Fixed(length)
@@ -169,10 +176,11 @@ def decoder(
     Args:
         head: attached to the model, or attachable (it is then attached at the first call).
         streamer: receives the prompt, then every token. generator: randomness; torch's own if None.
-        verification: of sampled drafts, "token" or "block". drafting: of greedy drafts, "chain" or
-            "components". See `Engine`; the text is the base model's own, whichever is chosen.
-        draft_length: tokens drafted in a cycle, at most the head's horizon; None for as many as pay on
-            this machine, which is measured once (a second or two) and remembered; 0 for none.
+        verification: of sampled drafts, "token", or "block" of chains. drafting: "chain", "tree" or
+            "components", see `Engine`, or "auto", trees where the model takes them. The text is the base
+            model's own, whichever is chosen.
+        draft_length: tokens drafted in a cycle, of a chain at most the head's horizon; None for as many
+            as pay on this machine, which is measured once (a second or two) and remembered; 0 for none.
         prompt_lookup_num_tokens: where the text repeats itself, draft so many tokens by copying.
 
     Raises:

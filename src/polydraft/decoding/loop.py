@@ -36,7 +36,7 @@ from polydraft.decoding.trunk import Trunk
 from polydraft.decoding.verify import draw, verify_chosen, verify_sampled
 from polydraft.heads import DraftHead
 from polydraft.joint import JointDistribution, LatentMixture
-from polydraft.modes import DRAFTING, VERIFICATION, check_modes
+from polydraft.modes import VERIFICATION, check_modes
 
 SAMPLED = {"token": verify_sampled, "block": verify_block}
 """The verification of drafts that were drawn, by name; there is one of those that were chosen."""
@@ -51,8 +51,8 @@ class Engine:
         head: attached to the base model. processors: applied to p and q alike.
         do_sample: sample, else take argmaxes. generator: source of randomness, torch's own if None.
         verification: of sampled drafts, "token" (rejection sampling, one by one) or "block".
-        drafting: of greedy drafts, "chain" (each the likeliest after those before it) or "components"
-            (those of the likeliest components, all positions chosen together).
+        drafting: "chain", "tree" (several continuations, checked together), or, greedy alone, "components"
+            (a chain of the likeliest components' tokens, all positions chosen together).
         policy: how many tokens to draft in each cycle; the head's horizon if None.
         lookup: where the last tokens of a text stood in it before, draft so many of those that followed
             there, and ask the head elsewhere; 0 asks the head always.
@@ -70,7 +70,7 @@ class Engine:
         do_sample: bool,
         generator: torch.Generator | None,
         verification: str = VERIFICATION,
-        drafting: str = DRAFTING,
+        drafting: str = "chain",
         policy: Policy | None = None,
         lookup: int = 0,
         keep_scores: bool = False,

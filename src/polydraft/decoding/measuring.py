@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.costs import Costs, load_costs, machine_key, save_costs
+from polydraft.decoding.tree import choose_tree
 from polydraft.decoding.trunk import EagerTrunk, Trunk
 from polydraft.heads import DraftHead
 
@@ -22,14 +23,16 @@ LEAST_ROUNDS, MOST_ROUNDS = 4, 20
 
 GROWTH = 2
 """Tokens that a text has grown by when drafts are asked for: one kept, and the next."""
+MOST_NODES = 16
+"""Of the trees that are timed."""
 
 OpenTrunk = Callable[[int], Trunk]
 """Number of rows -> a trunk to run them in."""
 
 
-def policy_widths(horizon: int) -> tuple[int, ...]:
-    """Tokens of a forward that are worth a measurement before drafting up to `horizon` of them."""
-    return tuple(sorted({1, 2, 1 + (horizon + 1) // 2, 1 + horizon}))
+def policy_widths(most: int) -> tuple[int, ...]:
+    """Tokens of a forward that are worth a measurement before drafting up to `most` of them."""
+    return tuple(sorted({1, 2, 1 + (most + 1) // 2, 1 + most}))
 
 
 def machine_costs(
@@ -37,23 +40,25 @@ def machine_costs(
     head: DraftHead,
     *,
     rows: int,
+    tree: bool = False,
     path: str = "eager",
     open_trunk: OpenTrunk | None = None,
 ) -> Costs:
     """The costs of this machine for up to `rows` texts: remembered, or measured now (seconds) and remembered.
 
     Args:
-        path: name of the way `open_trunk` runs the model. open_trunk: the model's own forward if None.
+        tree: of drafting trees, not chains. path: name of the way `open_trunk` runs the model.
+        open_trunk: the model's own forward if None.
 
     Raises:
         OSError: the user's cache cannot be written.
     """
-    key = machine_key(model, head, path=path)
+    key = machine_key(model, head, path=path, tree=tree)
     known = load_costs(key)
     missing = {1, rows} - (known.rows if known is not None else set())
     if not missing and known is not None:
         return known
-    found = measure(model, head, rows=sorted(missing), open_trunk=open_trunk)
+    found = measure(model, head, rows=sorted(missing), tree=tree, open_trunk=open_trunk)
     costs = found if known is None else known.updated(found)
     save_costs(key, costs)
     return costs
@@ -65,6 +70,7 @@ def measure(
     head: DraftHead,
     *,
     rows: Sequence[int],
+    tree: bool = False,
     widths: Sequence[int] | None = None,
     lengths: Sequence[int] | None = None,
     open_trunk: OpenTrunk | None = None,
@@ -73,10 +79,11 @@ def measure(
     """Time forwards and drafts; the shortest of several rounds each, so that other work disturbs little.
 
     Args:
-        head: attached to `model`. rows: numbers of texts. widths: new tokens of each in a forward.
-        lengths: drafts of each. on_rows: called with each number of rows before it is timed.
+        head: attached to `model`. rows: numbers of texts. tree: draft trees, not chains.
+        widths: new tokens of each text in a forward. lengths: drafts of each.
+        on_rows: called with each number of rows before it is timed.
     """
-    horizon = head.config.horizon
+    most = MOST_NODES if tree else head.config.horizon
     forward: dict[tuple[int, int], float] = {}
     drafting: dict[tuple[int, int], float] = {}
     for count in rows:
@@ -87,8 +94,8 @@ def measure(
         )
         with trunk:
             texts = Texts(model, head, trunk, rows=count)
-            forwards = {width: texts.forward(width) for width in widths or policy_widths(horizon)}
-            drafts = {length: texts.draft(length) for length in lengths or sorted({1, horizon})}
+            forwards = {width: texts.forward(width, tree=tree) for width in widths or policy_widths(most)}
+            drafts = {length: texts.draft(length, tree=tree) for length in lengths or sorted({1, most})}
             seconds = shortest([*forwards.values(), *drafts.values()], device=model.device)
         forward |= {(count, w): s for w, s in rising(forwards, seconds[: len(forwards)]).items()}
         drafting |= {(count, k): s for k, s in rising(drafts, seconds[len(forwards) :]).items()}
@@ -120,24 +127,28 @@ class Texts:
         count = torch.arange(self._rows * width, device=self._device).view(self._rows, width)
         return count * 7919 % self._vocab
 
-    def forward(self, width: int) -> Callable[[], object]:
+    def forward(self, width: int, *, tree: bool) -> Callable[[], object]:
         """A verification that keeps nothing, so that the next one finds texts of the same length."""
         tokens = self._tokens(width)
+        parents = [[(node - 1) // 2 for node in range(width)]] * self._rows if tree and width > 1 else None
 
         def run() -> None:
-            self._trunk.forward(tokens)
+            self._trunk.forward(tokens, parents=parents)
             self._trunk.keep([[]] * self._rows)
 
         return run
 
-    def draft(self, length: int) -> Callable[[], object]:
+    def draft(self, length: int, *, tree: bool) -> Callable[[], object]:
         """Greedy drafts behind `GROWTH` new tokens; drawn ones cost the same within a tenth."""
         tokens = list(self._tokens(GROWTH))
 
         def run() -> None:
             hidden = list(self._hidden) if self._adapted is None else self._adapted(tokens)
             self._reader.tell(hidden, tokens)
-            self._reader.joint().argmax(length=length)
+            if tree:
+                choose_tree(self._reader.joint(), nodes=length, depth=self._head.config.horizon)
+            else:
+                self._reader.joint().argmax(length=length)
 
         return run
 

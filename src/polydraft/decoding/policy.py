@@ -1,12 +1,9 @@
 """How many tokens to draft in the next cycle: as many as pay, none where none do.
 
-A cycle of k drafts costs C(k), in plain forwards, so C(0) = 1, and yields on average
-
-    E(k) = 1 + sum_{j<=k} prod_{s<=j} a_s        tokens a row, a_s = P(draft s is kept | those before it)
-
-The rate E(k) / C(k) is what decoding gains over plain; k = 0 is plain. The a_s are learnt as the text
-grows; the C(k) are measured beforehand (`Costs`). So a policy is a function of what it was told alone, and
-equal seeds give equal texts.
+A cycle of k drafts costs C(k), in plain forwards, so C(0) = 1, and yields E(k) tokens a row on average, the
+drafts kept and one from the base model. The rate E(k) / C(k) is what decoding gains over plain; k = 0 is
+plain. E is learnt as the text grows (`acceptance`), C measured beforehand (`costs`). So a policy is a
+function of what it was told alone, and equal seeds give equal texts.
 """
 
 from __future__ import annotations
@@ -14,14 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from polydraft.decoding.acceptance import ChainExpectation, Expectation
 from polydraft.errors import InputError
 
-LIKELY = 0.5
-"""Of a draft to be kept, before anything is known."""
-BELIEF = 8.0
-"""Drafts that `LIKELY` counts for, and drafts at a position that the rate over all positions counts for."""
-MEMORY = 0.97
-"""Weight of what was seen a cycle earlier: about 33 cycles count."""
 FIRST_GAP, LONGEST_GAP = 16, 512
 """Plain cycles before drafting is tried again: at first, and at most."""
 SPAN = 128
@@ -64,39 +56,6 @@ class CycleCosts(Protocol):
         """Seconds of drafting that many and of the forward that verifies them."""
 
 
-class Acceptance:
-    """Running estimate of a_s for s = 1..horizon, over the rows of a batch together.
-
-    The share of drafts kept at each position, recent cycles counting more, shrunk towards the share over all
-    positions, which itself starts at `LIKELY`: evidence that fades at a position leaves the common rate, so
-    that positions not tried for long are tried again.
-    """
-
-    def __init__(self, horizon: int) -> None:
-        self._kept, self._tried = [0.0] * horizon, [0.0] * horizon
-        self._all_kept, self._all_tried = LIKELY * BELIEF, BELIEF
-
-    @property
-    def rates(self) -> list[float]:
-        """Entry s - 1 is a_s."""
-        common = self._all_kept / self._all_tried
-        pairs = zip(self._kept, self._tried, strict=True)
-        return [(kept + BELIEF * common) / (tried + BELIEF) for kept, tried in pairs]
-
-    def observe(self, drafted: int, accepted: Sequence[int]) -> None:
-        """Take a cycle in; draft s was tried where those before it were kept."""
-        self._kept = [MEMORY * value for value in self._kept]
-        self._tried = [MEMORY * value for value in self._tried]
-        self._all_kept *= MEMORY
-        self._all_tried *= MEMORY
-        for s in range(min(drafted, len(self._kept))):
-            tried, kept = sum(a >= s for a in accepted), sum(a > s for a in accepted)
-            self._tried[s] += tried
-            self._kept[s] += kept
-            self._all_tried += tried
-            self._all_kept += kept
-
-
 class Measured:
     """As many drafts as maximise E(k) / C(k); plain where that is k = 0, with a try now and then.
 
@@ -107,13 +66,12 @@ class Measured:
     tries double, so most of it is never spent.
 
     Args:
-        costs: of this machine. horizon: drafts at most.
+        costs: of this machine. horizon: drafts at most. expectation: of what is drafted; of chains if None.
     """
 
-    def __init__(self, costs: CycleCosts, horizon: int) -> None:
+    def __init__(self, costs: CycleCosts, horizon: int, *, expectation: Expectation | None = None) -> None:
         self._costs = costs
-        self._horizon = horizon
-        self._acceptance = Acceptance(horizon)
+        self._expectation = ChainExpectation(horizon) if expectation is None else expectation
         self._account = (TOLERANCE - INTEREST) * SPAN
         self._idle = 0
         self._gap = FIRST_GAP
@@ -122,17 +80,14 @@ class Measured:
         """C(k): of a cycle, in plain forwards of as many rows."""
         return self._costs.cycle(rows, drafts) / self._costs.cycle(rows, 0)
 
-    def rates(self, rows: int) -> list[float]:
-        """E(k) / C(k) as expected now, k = 0..horizon."""
-        return expected_rates(self._acceptance.rates, [self.cost(rows, k) for k in range(self._horizon + 1)])
-
     def _best(self, rows: int, *, least: int) -> int:
         """The k >= `least` of the highest rate among those the account can pay for; 0 if there is none."""
-        rates = self.rates(rows)
-        affordable = [
-            k for k in range(least, self._horizon + 1) if self.cost(rows, k) - 1 <= self._account or k == 0
-        ]
-        return max(affordable, key=lambda k: rates[k], default=0)
+        best, highest = 0, 0.0
+        for drafts, tokens in zip(self._expectation.sizes, self._expectation.tokens, strict=True):
+            cost = self.cost(rows, drafts)
+            if drafts >= least and (drafts == 0 or cost - 1 <= self._account) and tokens / cost > highest:
+                best, highest = drafts, tokens / cost
+        return best
 
     def drafts(self, rows: int) -> int:
         """See the class."""
@@ -143,23 +98,13 @@ class Measured:
     def observe(self, *, rows: int, drafted: int, accepted: Sequence[int]) -> None:
         """See `Policy`."""
         tokens = 1 + sum(accepted) / len(accepted)
-        self._account += (1 + INTEREST) * tokens - self.cost(rows, drafted)
+        cost = self.cost(rows, drafted)
+        self._account += (1 + INTEREST) * tokens - cost
         if drafted == 0:
             self._idle += 1
             return
-        self._acceptance.observe(drafted, accepted)
+        self._expectation.observe(drafted, accepted)
         if self._best(rows, least=0) > 0:
-            self._gap = FIRST_GAP
-        elif self._idle >= self._gap:
-            self._gap = min(2 * self._gap, LONGEST_GAP)
-        self._idle = 0
-
-
-def expected_rates(acceptance: Sequence[float], costs: Sequence[float]) -> list[float]:
-    """E(k) / C(k), k = 0..n, from a_1..a_n and C(0)..C(n)."""
-    rates, tokens, path = [1.0 / costs[0]], 1.0, 1.0
-    for chance, cost in zip(acceptance, costs[1:], strict=True):
-        path *= chance
-        tokens += path
-        rates.append(tokens / cost)
-    return rates
+            self._idle, self._gap = 0, FIRST_GAP
+        elif self._idle >= self._gap and tokens < cost:  # a try that pays is followed by another
+            self._idle, self._gap = 0, min(2 * self._gap, LONGEST_GAP)

@@ -61,6 +61,11 @@ def refuse_batch(model: PreTrainedModel) -> None:
         raise InputError(f"{type(model).__name__} {reason}: give one prompt at a time and no tree")
 
 
+def takes_trees(model: PreTrainedModel) -> bool:
+    """Whether `refuse_batch` has nothing against the model."""
+    return model.config._attn_implementation in MASKED and _alone(model) is None
+
+
 def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> None:
     """Refuse lengths at which a model turns to other rotary frequencies in the middle of the text.
 
@@ -85,6 +90,8 @@ def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> Non
 def _never(model: PreTrainedModel) -> str | None:
     """What keeps `model` from being drafted with."""
     config: Any = model.config.get_text_config(decoder=True)
+    if config.model_type in NEVER:
+        return NEVER[config.model_type]
     if model.config.is_encoder_decoder:
         return "is an encoder-decoder"
     if model._is_stateful or any(_is_recurrent(layer) for layer in DynamicCache(config=model.config).layers):
@@ -95,7 +102,9 @@ def _never(model: PreTrainedModel) -> str | None:
     both = getattr(config, "use_bidirectional_attention", None) in (True, "all")
     if encoder or both or not getattr(config, "is_causal", True):
         return "attends to tokens still to come"
-    return NEVER.get(config.model_type)
+    if any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules()):
+        return "counts its positions from its padding token when it is given none"
+    return None
 
 
 def _alone(model: PreTrainedModel) -> str | None:
@@ -105,8 +114,6 @@ def _alone(model: PreTrainedModel) -> str | None:
         return "takes no positions from outside"
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         return "attends in chunks, and counts them by the longest row"
-    if any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules()):
-        return "counts its positions from the padding token"
     return ALONE.get(config.model_type)
 
 

@@ -101,18 +101,19 @@ def draw_children(
     alive = wanted > -torch.inf
 
     row_of = torch.arange(batch, device=device)[:, None].expand_as(parents)
-    chosen = torch.zeros(batch, width, size, dtype=torch.bool, device=device)
-    fixed = alive & ~drawn
-    chosen[row_of[fixed], parents[fixed], tokens[fixed]] = True
-    rest = rows.masked_fill(chosen, -torch.inf)
-    left = rest.logsumexp(-1).gather(1, parents)
-    behind = torch.where(drawn, left + math.log(KEPT), rows[row_of, parents, tokens])
-    alive = alive & (~drawn | (left > -torch.inf))
-    drawn = alive & drawn
-    sources = rest[row_of[drawn], parents[drawn]].log_softmax(-1)
+    behind = rows[row_of, parents, tokens]
+    chosen, drawn = alive & ~drawn, alive & drawn
+    rest = rows.clone()
+    rest[row_of[chosen], parents[chosen], tokens[chosen]] = -torch.inf
+    sources = rest[row_of[drawn], parents[drawn]]
+    left = sources.logsumexp(-1)
+    behind[drawn] = left + math.log(KEPT)
+    some = left > -torch.inf
+    drawn[drawn.clone()] = some
+    sources = sources[some] - left[some, None]
     if len(sources):
         tokens[drawn] = torch.multinomial(sources.exp(), 1, generator=generator)[:, 0]
-    return Children(parents, tokens, drawn, alive, behind, sources)
+    return Children(parents, tokens, drawn, chosen | drawn, behind, sources)
 
 
 def _trees(levels: Sequence[Children], joint: JointDistribution) -> list[DraftTree]:

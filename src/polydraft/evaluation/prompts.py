@@ -13,7 +13,7 @@ from polydraft.errors import InputError
 from polydraft.resources import shipped
 from polydraft.training.collect import encode_prompt
 
-SHIPPED = ("heldout", "validation")
+SHIPPED = ("heldout", "validation", "edit")
 
 
 @dataclass(frozen=True, kw_only=True)

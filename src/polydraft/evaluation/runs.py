@@ -29,7 +29,8 @@ class Sampling:
         repetition_penalty: 1 is none.
         stop: texts that end the generation.
         seed: of torch's generators, set before every run.
-        verification, drafting: of drafted runs; as in `polydraft.decoder`.
+        verification, drafting, draft_length, prompt_lookup_num_tokens: of drafted runs; as in
+            `polydraft.decoder`.
 
     Raises:
         InputError: a value outside its range, or a choice that does not exist; names it.
@@ -45,6 +46,8 @@ class Sampling:
     seed: int = 0
     verification: str = VERIFICATION
     drafting: str = DRAFTING
+    draft_length: int | None = None
+    prompt_lookup_num_tokens: int | None = None
 
     def __post_init__(self) -> None:
         ranges = (
@@ -59,7 +62,13 @@ class Sampling:
         for name, fits, expected, value in ranges:
             if not fits:
                 raise InputError(f"{name} must be {expected}, got {value!r}")
-        check_modes(verification=self.verification, drafting=self.drafting, do_sample=not self.greedy)
+        check_modes(**self.modes, do_sample=not self.greedy)
+
+    @property
+    def modes(self) -> dict[str, Any]:
+        """How to draft: keyword arguments of `polydraft.generate` and `polydraft.decoder`."""
+        names = ("verification", "drafting", "draft_length", "prompt_lookup_num_tokens")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def greedy(self) -> bool:
@@ -111,9 +120,9 @@ def run_plain(
 ) -> Run:
     """Continue `ids` by `model.generate`."""
     inputs = _inputs(ids, model)
-    began = _clock(model, seed=sampling.seed)
+    began = clock(model, seed=sampling.seed)
     out: Tensor = cast(Any, model).generate(**inputs, **sampling.arguments(tokenizer))
-    seconds = _clock(model) - began
+    seconds = clock(model) - began
     return Run(tokens=out[0, len(ids) :].tolist(), seconds=seconds)
 
 
@@ -128,17 +137,16 @@ def run_drafted(
 ) -> Run:
     """Continue `ids` by `polydraft.generate`; `streamer` receives tokens as they are accepted."""
     inputs = _inputs(ids, model)
-    began = _clock(model, seed=sampling.seed)
+    began = clock(model, seed=sampling.seed)
     arguments = inputs | sampling.arguments(tokenizer)
     out = polydraft.generate(
         model,
         head,
         streamer=streamer,
-        verification=sampling.verification,
-        drafting=sampling.drafting,
+        **sampling.modes,
         **arguments,
     )
-    seconds = _clock(model) - began
+    seconds = clock(model) - began
     assert out.sequences is not None
     assert out.origins is not None
     return Run(
@@ -173,7 +181,7 @@ def _inputs(ids: Sequence[int], model: PreTrainedModel) -> dict[str, Any]:
     return {"input_ids": row, "attention_mask": torch.ones_like(row)}
 
 
-def _clock(model: PreTrainedModel, *, seed: int | None = None) -> float:
+def clock(model: PreTrainedModel, *, seed: int | None = None) -> float:
     """Seconds, after all queued work is done; sets torch's seeds first when given one."""
     if seed is not None:
         torch.manual_seed(seed)

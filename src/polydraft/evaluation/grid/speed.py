@@ -52,8 +52,10 @@ def time_variants(
     began = time.monotonic()
 
     def drafted(variant: Variant, ids: Sequence[int], sampling: Sampling) -> Run:
-        chosen = replace(sampling, verification=variant.verification)
-        return run_drafted(model, heads[variant.name], tokenizer, ids, chosen)
+        head = heads[variant.name]
+        whole: dict[str, Any] = {"drafting": "chain", "draft_length": head.config.horizon}  # as the replay has it
+        chosen = replace(sampling, verification=variant.verification, **whole)
+        return run_drafted(model, head, tokenizer, ids, chosen)
 
     few = Sampling(max_new_tokens=min(WARM_UP_TOKENS, evaluation.speed_tokens))
     for temperature in TEMPERATURES:
