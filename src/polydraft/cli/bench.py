@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from polydraft.cli import options
+from polydraft.cli import options, peers
 from polydraft.modes import DRAFTING, VERIFICATION, VERIFIER
 
 HEADINGS = (
@@ -30,20 +30,28 @@ def bench(
     model: options.ModelName,
     head: options.HeadName,
     prompts: Annotated[
-        str,
+        list[str],
         typer.Option(
             metavar="FILE",
             help="JSON lines with `prompt` or chat `messages`, perhaps `kind`; or heldout, the prompts that "
-            "the published figures use, or validation.",
+            "the published figures use, edit, or validation. May be given several times.",
         ),
     ],
     max_new_tokens: options.MaxNewTokens = 128,
-    temperature: options.Temperature = 0.0,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="0 is greedy, the default; above 0, sample. With --peers several, else 0 and 1.",
+            show_default=False,
+        ),
+    ] = None,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
     seed: Annotated[int, typer.Option(help="Prompt i uses seed + i, in both runs.")] = 0,
     verification: options.Verification = VERIFICATION,
     drafting: options.Drafting = DRAFTING,
+    draft_length: options.DraftLength = None,
+    prompt_lookup_num_tokens: options.LookupTokens = None,
     components: options.Components = None,
     adapter: options.Adapter = None,
     verifier: options.Verifier = VERIFIER,
@@ -58,6 +66,14 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    with_peers: peers.WithPeers = False,
+    out: peers.Out = None,
+    peer_head: peers.PeerHeads = None,
+    draft_model: peers.DraftModel = None,
+    lookup_tokens: peers.LookupTokens = None,
+    batch: peers.Batches = None,
+    repeats: peers.Repeats = None,
+    budget_minutes: peers.BudgetMinutes = None,
 ) -> None:
     """Compare plain `model.generate` with drafted decoding: speed, acceptance, equality.
 
@@ -76,15 +92,30 @@ def bench(
     console = options.error_console()
     if json_path is not None:
         check_writable(json_path)
-    questions = read_prompts(prompts_path(prompts))
+    questions = [prompt for name in prompts for prompt in read_prompts(prompts_path(name))]
+    request = peers.ask(
+        questions,
+        with_peers=with_peers,
+        temperatures=temperature,
+        json_path=json_path,
+        out=out,
+        peer_heads=peer_head,
+        draft_model=draft_model,
+        lookup_tokens=lookup_tokens,
+        batches=batch,
+        repeats=repeats,
+        budget_minutes=budget_minutes,
+    )
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        temperature=temperature[0] if temperature and not with_peers else 0.0,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
         verification=verification,
         drafting=drafting,
+        draft_length=draft_length,
+        prompt_lookup_num_tokens=prompt_lookup_num_tokens,
     )
     session = options.open_session(
         model=model,
@@ -97,6 +128,9 @@ def bench(
         verifier=verifier,
     )
     console.print(session.threads)
+    if request is not None:
+        peers.compare(session, questions, sampling, request, model=model, head=head, console=console)
+        return
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("prompts", total=len(questions))

@@ -40,7 +40,7 @@ from polydraft.modes import VERIFICATION, check_modes
 
 SAMPLED = {"token": verify_sampled, "block": verify_block}
 """The verification of drafts that were drawn, by name; there is one of those that were chosen."""
-LOOKUP_NGRAM = 3
+LOOKUP_NGRAM = 2
 """Tokens that must have stood in a text before, to copy what followed them."""
 
 
