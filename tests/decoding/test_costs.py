@@ -19,6 +19,7 @@ import polydraft
 from polydraft import modes
 from polydraft.decoding import costs as costs_module
 from polydraft.decoding import measuring
+from polydraft.decoding.acceptance import ChainExpectation
 from polydraft.decoding.costs import Costs, costs_file, load_costs, machine_key, save_costs
 from polydraft.decoding.measuring import machine_costs, measure, policy_widths, rising, shortest
 from polydraft.decoding.policy import Measured
@@ -176,7 +177,7 @@ def test_no_size_costs_more_than_a_larger_one() -> None:
 
 
 def test_a_policy_reads_them() -> None:
-    policy = Measured(COSTS, 4)
+    policy = Measured(COSTS, ChainExpectation(4))
     assert policy.cost(1, 4) == pytest.approx((0.066 + 0.010) / 0.050)
     assert policy.drafts(1) == 3  # 1.875 tokens for 1.44 forwards, against 1.94 for 1.52
     assert policy.cost(8, 4) == pytest.approx((0.220 + 0.020) / 0.080)

@@ -61,7 +61,7 @@ def simulate(
 
 
 def measured(costs: Sequence[float]) -> Measured:
-    return Measured(Table(costs), HORIZON)
+    return Measured(Table(costs), ChainExpectation(HORIZON))
 
 
 def test_tokens_of_a_chain_are_those_of_an_enumeration() -> None:
@@ -196,7 +196,7 @@ def test_costs_of_the_rows_at_hand_decide() -> None:
         def cycle(self, rows: int, drafts: int) -> float:
             return 0.07 * (MACHINES["compiled"] if rows == 1 else MACHINES["compute-bound"])[drafts]
 
-    policy = Measured(Batches(()), HORIZON)
+    policy = Measured(Batches(()), ChainExpectation(HORIZON))
     for kept in (1, 0) * 20:
         policy.observe(rows=1, drafted=4, accepted=[kept])
     assert policy.drafts(1) > 0
@@ -218,7 +218,7 @@ def grow(
         def cycle(self, rows: int, drafts: int) -> float:
             return 1 + (costs[0] + costs[1] * (drafts - 1) if drafts else 0.0)
 
-    policy, rng = Measured(Trees(), 16, expectation=TreeExpectation(16)), random.Random(seed)
+    policy, rng = Measured(Trees(), TreeExpectation(16)), random.Random(seed)
     made, cost, drafted = 0.0, 0.0, []
     while made < tokens:
         nodes = policy.drafts(1)

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from polydraft.cli import bench, collect, components, demo, evaluate, generate, inspect, prune, train
+from polydraft.cli import bench, collect, components, demo, doctor, evaluate, generate, inspect, prune, train
 from polydraft.errors import PolydraftError
 from polydraft.ranks import rank
 
 COMMANDS = (
     generate.generate,
     bench.bench,
+    doctor.doctor,
     collect.collect,
     inspect.inspect,
     demo.demo,

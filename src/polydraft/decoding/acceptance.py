@@ -42,7 +42,7 @@ class ChainExpectation:
     """
 
     def __init__(self, horizon: int) -> None:
-        self.sizes = range(horizon + 1)
+        self.sizes: Sequence[int] = range(horizon + 1)
         self._kept, self._tried = [0.0] * horizon, [0.0] * horizon
         self._all_kept, self._all_tried = LIKELY * BELIEF, BELIEF
 
@@ -84,7 +84,7 @@ class TreeExpectation:
     """
 
     def __init__(self, most: int) -> None:
-        self.sizes = [size for size in TREE_SIZES if size <= most]
+        self.sizes: Sequence[int] = [size for size in TREE_SIZES if size <= most]
         self._kept, self._usual = (dict.fromkeys(self.sizes, 0.0) for _ in range(2))
         self._all_kept = self._all_usual = BELIEF
 

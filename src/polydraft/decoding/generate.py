@@ -16,9 +16,10 @@ from transformers import (
     StopStringCriteria,
 )
 
+from polydraft.decoding.acceptance import ChainExpectation, TreeExpectation
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.loop import Engine
-from polydraft.decoding.measuring import machine_costs
+from polydraft.decoding.measuring import MOST_NODES, machine_costs
 from polydraft.decoding.policy import Fixed, Measured, Policy
 from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model, takes_trees
 from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
@@ -28,7 +29,6 @@ from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.modes import DRAFTING, VERIFICATION, asked_length, check_modes
-
 
 class Decoder:
     """A drafted decoding method, callable by `model.generate(**inputs, custom_generate=decoder)`.
@@ -150,7 +150,10 @@ class Decoder:
         length = asked_length(self.draft_length)
         if length is not None:
             return Fixed(length)
-        return Measured(machine_costs(model, self.head, rows=rows), self.head.config.horizon)
+        costs = machine_costs(model, self.head, rows=rows, tree=drafting == "tree")
+        if drafting == "tree":
+            return Measured(costs, TreeExpectation(MOST_NODES))
+        return Measured(costs, ChainExpectation(self.head.config.horizon))
 
 
 def _padding(config: GenerationConfig) -> int:

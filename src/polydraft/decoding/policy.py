@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from polydraft.decoding.acceptance import ChainExpectation, Expectation
+from polydraft.decoding.acceptance import Expectation
 from polydraft.errors import InputError
 
 FIRST_GAP, LONGEST_GAP = 16, 512
@@ -27,7 +27,7 @@ class Policy(Protocol):
     """Asked before every cycle, told after it."""
 
     def drafts(self, rows: int) -> int:
-        """How many to draft in a cycle of `rows` texts, 0 to the horizon; changes nothing."""
+        """How many to draft in a cycle of `rows` texts, 0 for none; changes nothing."""
 
     def observe(self, *, rows: int, drafted: int, accepted: Sequence[int]) -> None:
         """After a cycle: `drafted` per row, and how many of them each row kept."""
@@ -66,12 +66,12 @@ class Measured:
     tries double, so most of it is never spent.
 
     Args:
-        costs: of this machine. horizon: drafts at most. expectation: of what is drafted; of chains if None.
+        costs: of this machine. expectation: of what is drafted, for every number of drafts to choose from.
     """
 
-    def __init__(self, costs: CycleCosts, horizon: int, *, expectation: Expectation | None = None) -> None:
+    def __init__(self, costs: CycleCosts, expectation: Expectation) -> None:
         self._costs = costs
-        self._expectation = ChainExpectation(horizon) if expectation is None else expectation
+        self._expectation = expectation
         self._account = (TOLERANCE - INTEREST) * SPAN
         self._idle = 0
         self._gap = FIRST_GAP

@@ -1,0 +1,110 @@
+"""`polydraft doctor`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from polydraft.cli import options
+from polydraft.modes import VERIFICATION, VERIFIER
+
+if TYPE_CHECKING:
+    from polydraft.evaluation.doctor import Diagnosis
+
+
+def doctor(
+    *,
+    model: options.ModelName,
+    head: options.HeadName,
+    batch: Annotated[int, typer.Option(help="Texts decoded at once.")] = 1,
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="To see how many drafts are kept: as for bench; or heldout, or validation."
+        ),
+    ] = "validation",
+    count: Annotated[int, typer.Option(help="Of these, one of each kind in turn.")] = 6,
+    max_new_tokens: options.MaxNewTokens = 48,
+    temperature: options.Temperature = 0.0,
+    verification: options.Verification = VERIFICATION,
+    components: options.Components = None,
+    adapter: options.Adapter = None,
+    verifier: options.Verifier = VERIFIER,
+    dtype: options.DtypeName = "auto",
+    threads: options.Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what speed-up to expect on this machine, and why.
+
+    Times forwards and drafts, and decodes a few prompts to see how many drafts are kept. What generation
+    knows of this machine, to decide how much to draft, is renewed.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from polydraft.errors import InputError
+    from polydraft.evaluation.advice import advice
+    from polydraft.evaluation.doctor import examine, some_of_each_kind, stages, to_dict
+    from polydraft.evaluation.prompts import prompts_path, read_prompts
+    from polydraft.evaluation.runs import Sampling
+
+    console = options.error_console()
+    for name, value in (("batch", batch), ("count", count)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    chosen = some_of_each_kind(read_prompts(prompts_path(prompts)), count)
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, verification=verification)
+    session = options.open_session(
+        model=model,
+        head=head,
+        dtype=dtype,
+        threads=threads,
+        console=console,
+        components=components,
+        adapter=adapter,
+        verifier=verifier,
+    )
+    console.print(session.threads)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=stages(rows=batch, prompts=len(chosen)), completed=-1)
+        found = examine(
+            session.model,
+            session.head,
+            session.tokenizer,
+            chosen,
+            sampling,
+            rows=batch,
+            on_stage=lambda line: progress.update(task, advance=1, description=line),
+        )
+    if as_json:
+        content = to_dict(found, model=model, head=head, on=session.model) | {"advice": advice(found)}
+        print(json.dumps(content, indent=1, ensure_ascii=False))
+        return
+    out = Console(highlight=False)
+    out.print(cost_table(found))
+    for line in advice(found):
+        out.print(line)
+
+
+def cost_table(found: Diagnosis) -> Table:
+    """A row for each number of drafts a step, up to the widest forward timed."""
+    caption = "x plain: against a plain forward; expected: speed against plain decoding"
+    table = Table(title=f"batch {found.rows}, times in ms", caption=caption, box=box.SIMPLE)
+    for name in ("drafts\na step", "forward", "x plain", "drafting", "tokens\n/ step", "expected"):
+        table.add_column(name, justify="right")
+    for width in sorted({width for _, width in found.costs.forward}):
+        drafts = width - 1
+        seconds = found.costs.forward_seconds(found.rows, width)
+        cells = [str(drafts), f"{1e3 * seconds:.3g}", f"{seconds / found.plain_seconds:.2f}"]
+        if drafts <= found.horizon:
+            making = found.costs.drafting_seconds(found.rows, drafts)
+            cells += [f"{1e3 * making:.3g}", f"{found.tokens_per_step(drafts):.2f}"]
+            cells.append(f"{found.ratios[drafts]:.2f}x")
+        best = found.best == drafts
+        table.add_row(*cells, style="bold" if best else None)
+    return table

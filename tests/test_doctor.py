@@ -1,0 +1,182 @@
+"""`polydraft doctor`: what it measures, what it concludes, what it says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from polydraft.cli import app
+from polydraft.decoding import measuring
+from polydraft.decoding.costs import Costs, load_costs, machine_key, save_costs
+from polydraft.decoding.statistics import DecodingStatistics
+from polydraft.evaluation import bandwidth
+from polydraft.evaluation.advice import advice, verdict
+from polydraft.evaluation.bandwidth import forward_bytes, memory_bandwidth
+from polydraft.evaluation.doctor import WIDTHS, Diagnosis
+from polydraft.loading import load_head, load_model
+from tests.tiny import tiny_folder, tiny_head, tiny_model
+
+HORIZON = 3
+
+
+def diagnosis(
+    histogram: list[int], *, forward: tuple[float, ...], drafting: float = 0.005, rows: int = 1
+) -> Diagnosis:
+    """Of a forward over 1..4 tokens, and cycles of 3 drafts of which i were kept `histogram[i]` times."""
+    statistics = DecodingStatistics()
+    for kept, times in enumerate(histogram):
+        for _ in range(times):
+            statistics.count(drafted=HORIZON, accepted=kept)
+    return Diagnosis(
+        rows=rows,
+        horizon=HORIZON,
+        bandwidth=10e9,
+        weight_bytes=200_000_000,
+        costs=Costs(
+            {(rows, width): seconds for width, seconds in enumerate(forward, start=1)},
+            {(rows, length): drafting for length in range(1, HORIZON + 1)},
+        ),
+        statistics=statistics,
+        prompts=2,
+        new_tokens=100,
+        temperature=0.0,
+    )
+
+
+GOOD = diagnosis([10, 10, 10, 70], forward=(0.05, 0.055, 0.055, 0.06))
+
+
+def test_a_diagnosis_follows_from_what_was_measured() -> None:
+    assert GOOD.acceptance == pytest.approx([0.9, 80 / 90, 70 / 80])
+    assert GOOD.limit_seconds == 0.02
+    assert GOOD.tokens_per_step(3) == pytest.approx((10 * 1 + 10 * 2 + 10 * 3 + 70 * 4) / 100)
+    assert GOOD.ratios == pytest.approx([1.0, 1.9 / 1.2, 2.7 / 1.2, 3.4 / 1.3])
+    assert GOOD.best == 3
+    none = diagnosis([10], forward=(0.05, 0.055, 0.055, 0.06))
+    assert none.acceptance == [0.0, 0.0, 0.0]
+    assert none.best == 0
+
+
+def test_the_verdict_names_the_speed_and_the_figures_behind_it() -> None:
+    said = " ".join(advice(GOOD))
+    assert "Expect about 2.62x the speed of plain decoding: 20.0 tokens/s become 52.3, with 3 drafts" in said
+    assert "reads 200.0 MB of weights, 20 ms at the 10 GB/s" in said
+    assert "takes 50 ms: 40% of the speed that memory allows" in said
+    assert "Checking 3 drafts makes a forward 1.20 times as long" in said
+    assert "making them takes 10% of one" in said
+    assert "90%, 89%, 87% are kept" in said
+    assert "3.40 tokens (2 prompts, 100 tokens, greedy)" in said
+
+
+def test_figures_that_cannot_be_are_blamed_on_other_work() -> None:
+    assert "busy" not in " ".join(advice(GOOD))
+    assert "Other work kept this machine busy" in " ".join(advice(replace(GOOD, bandwidth=1e9)))
+
+
+def test_where_it_does_not_pay_the_verdict_says_why() -> None:
+    weak = verdict(diagnosis([95, 5], forward=(0.05, 0.055, 0.055, 0.06)))
+    assert "does not pay here: a single draft a step has to be kept in 20% of the steps" in weak
+    assert "and 5% are" in weak
+    assert "guesses right too seldom" in weak
+    dear = verdict(diagnosis([50, 20, 20, 10], forward=(0.05, 0.1, 0.15, 0.2), rows=8))
+    assert "Checking is dear: a second token adds 100% to a forward. Try a smaller batch" in dear
+    slow = verdict(diagnosis([50, 20, 20, 10], forward=(0.05, 0.05, 0.05, 0.05), drafting=0.06))
+    assert "Drafting is dear: one draft takes 120% of a forward" in slow
+    hardly = verdict(diagnosis([79, 21], forward=(0.05, 0.055, 0.06, 0.07)))
+    assert "hardly pays here: expect 1.01x" in hardly
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_a_forward_reads_what_it_multiplies_by(kind: str) -> None:
+    """Embeddings of its own are looked up; tied ones are the unembedding as well."""
+    model = tiny_model(kind)
+    tied = kind != "llama"
+    expected = 4 * sum(p.numel() for p in model.parameters())
+    if not tied:
+        expected -= 4 * model.get_input_embeddings().weight.numel()
+    assert forward_bytes(model) == expected
+    assert forward_bytes(model.to(torch.bfloat16)) == expected // 2
+
+
+def test_bandwidth_counts_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "shortest", lambda actions, **_: [0.4, 0.5])
+    assert memory_bandwidth(torch.device("cpu"), buffer_bytes=4000) == pytest.approx(2 * 4000 / 0.5)
+    monkeypatch.undo()
+    assert memory_bandwidth(torch.device("cpu"), buffer_bytes=2**20) > 1e6
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`--model`, `--head` and `--prompts` of a tiny model, with a cache and quick rounds of their own."""
+    monkeypatch.setenv("POLYDRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measuring, "SECONDS", 0.0)
+    monkeypatch.setattr(bandwidth, "ROUNDS", 1)
+    model, tokenizer = load_model(str(tiny_folder(tmp_path / "model")), dtype=torch.float32)
+    tiny_head(model, tokenizer=tokenizer).save_pretrained(tmp_path / "head")
+    rows = [{"prompt": text, "kind": kind} for text, kind in zip("abcd", "xxyy", strict=True)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = {"--model": "model", "--head": "head", "--prompts": "prompts.jsonl"}
+    pairs = ([option, str(tmp_path / name)] for option, name in paths.items())
+    return [*itertools.chain(*pairs), "--dtype", "float32"]
+
+
+def run(*args: str) -> Result:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["doctor", *args])
+
+
+def test_doctor_measures_and_remembers(names: list[str]) -> None:
+    model, tokenizer = load_model(names[1], dtype=torch.float32)
+    head = load_head(names[3], model=model, tokenizer=tokenizer)
+    key = machine_key(model, head, path="eager", tree=False)
+    old = Costs({(1, 1): 9.0, (5, 1): 9.0}, {(1, 1): 9.0, (5, 1): 9.0})
+    save_costs(key, old)
+    result = run(*names, "--batch", "2", "--count", "3", "--max-new-tokens", "12", "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert found["batch"] == 2
+    assert found["prompts"] == 3
+    assert found["new_tokens"] == 36
+    assert list(found["forward_seconds"]) == [str(width) for width in WIDTHS]
+    assert list(found["drafting_seconds"]) == ["1", "2", "3"]
+    plain = found["forward_seconds"]["1"]
+    assert found["plain_tokens_per_second"] == pytest.approx(2 / plain)
+    assert found["share_of_limit"] == pytest.approx(found["weight_bytes"] / found["memory_bandwidth"] / plain)
+    cycle = found["forward_seconds"]["2"] + found["drafting_seconds"]["1"]
+    assert found["expected_ratio"]["1"] == pytest.approx((1 + found["acceptance"][0]) * plain / cycle)
+    assert len(found["advice"]) == 4
+    known = load_costs(key)
+    assert known is not None
+    assert known.rows == {1, 2, 5}  # what it did not measure stays
+    assert known.forward_seconds(2, 1) == plain
+    assert known.forward_seconds(1, 1) < 9.0 == known.forward_seconds(5, 1)
+
+
+def test_doctor_speaks_to_people(names: list[str]) -> None:
+    result = run(*names, "--count", "1", "--max-new-tokens", "8", "--temperature", "1")
+    assert result.exit_code == 0, result.output
+    assert "batch 1, times in ms" in result.stdout
+    assert "of the speed that memory allows" in result.stdout
+    assert "(1 prompt, 8 tokens, T = 1)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("extra", "fragment"),
+    [
+        (["--batch", "0"], "batch must be at least 1, got 0"),
+        (["--count", "0"], "count must be at least 1, got 0"),
+        (["--temperature", "-1"], "temperature must be 0"),
+        (["--prompts", "nowhere.jsonl"], "no such file"),
+    ],
+)
+def test_doctor_refuses_in_one_line(names: list[str], extra: list[str], fragment: str) -> None:
+    result = run(*names, *extra)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert fragment in result.stderr.splitlines()[-1]
