@@ -8,6 +8,7 @@ cropped, and a sliding window is a matter of the mask.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -94,7 +95,8 @@ class SlotCache(Cache):
         self.lengths = [0] * rows
         self.capacity = 0
         self._places: tuple[Any, tuple[Tensor, Tensor]] | None = None
-        self._own = [SlotLayer(self, window) for window in windows]
+        itself = cast(SlotCache, weakref.proxy(self))  # no cycle: the states go with the last reference
+        self._own = [SlotLayer(itself, window) for window in windows]
         super().__init__(layers=cast(Any, self._own))
 
     @property
@@ -120,7 +122,7 @@ class SlotCache(Cache):
         return self._places[1]
 
     def room(self, index: int, width: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer that has been written to, with room for a forward over `width` tokens."""
+        """Keys and values of a layer that has been written to, with room for `width` tokens more."""
         self.reserve(width)
         layer = self._own[index]
         layer.grow()

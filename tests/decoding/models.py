@@ -27,7 +27,8 @@ CASES = [*EVERY_KIND, "llama-eager", "gpt2-eager", "gemma3-eager", "mixtral-eage
 class OracleOfMany(OracleHead):
     """An `OracleHead` of several texts, which finds every row of a batch in one of them.
 
-    Row b of call c is right for `pattern[(b + c) % len(pattern)]` drafts, so rows differ.
+    Row b of call c is right for `pattern[(b + c) % len(pattern)]` drafts, so rows differ; behind those the
+    right token is the second likeliest.
     """
 
     def know_all(self, texts: Sequence[Tensor], hidden: Sequence[Tensor]) -> OracleOfMany:
@@ -44,7 +45,9 @@ class OracleOfMany(OracleHead):
             rest = self._rests[place].tolist()[: self.config.horizon]
             for s, token in enumerate(rest):
                 index = int(self.draft_index(torch.tensor(token)))
-                logits[row, s, 0, index if s < right else index - 1] = SURE
+                logits[row, s, 0, index] = SURE
+                if s >= right:
+                    logits[row, s, 0, index - 1] = SURE + 1
         self._calls += 1
         return LatentMixture(Independent(len(places), self.config.horizon), logits)
 

@@ -39,15 +39,21 @@ class AdaptedTrunk:
     Every token it reads is one that stays, so nothing is rolled back.
 
     Args:
-        texts: per row (T,) the whole text so far, without padding.
+        texts: per row (T,) the whole text so far, without padding. longest: as of `EagerTrunk`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, head: DraftHead, switch: AdapterSwitch, texts: Sequence[Tensor]
+        self,
+        model: PreTrainedModel,
+        head: DraftHead,
+        switch: AdapterSwitch,
+        texts: Sequence[Tensor],
+        *,
+        longest: int | None = None,
     ) -> None:
         self.texts = texts
         self._switch = switch
-        self._trunk = EagerTrunk(model, taps=head.config.taps, rows=len(texts))
+        self._trunk = EagerTrunk(model, taps=head.config.taps, rows=len(texts), longest=longest)
 
     def prefill(self) -> Tensor:
         """States of the texts, as `Trunk.prefill` leaves them."""

@@ -30,6 +30,7 @@ from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.modes import DRAFTING, VERIFICATION, asked_length, check_modes
 
+
 class Decoder:
     """A drafted decoding method, callable by `model.generate(**inputs, custom_generate=decoder)`.
 
@@ -95,9 +96,11 @@ class Decoder:
             self.head.attach(model)
         input_ids = input_ids.to(model.device)
         texts = unpadded(input_ids, model_kwargs.get("attention_mask"))
+        longest = None
         if stopping_criteria.max_length is not None:
-            shortest = min(len(text) for text in texts)
-            refuse_length(model, shortest=shortest, longest=stopping_criteria.max_length)
+            sizes = [len(text) for text in texts]
+            longest = stopping_criteria.max_length - input_ids.shape[1] + max(sizes)
+            refuse_length(model, shortest=min(sizes), longest=longest)
         prompts = unread(texts, seen=cache.get_seq_length(), width=input_ids.shape[1])
         drafting = self._drafting(model, do_sample=bool(generation_config.do_sample))
         if rows > 1 or drafting == "tree":
@@ -120,9 +123,12 @@ class Decoder:
             rows=rows,
             cache=cache if rows == 1 else None,
             chunk=generation_config.prefill_chunk_size,
+            longest=longest,
         )
         switch = self.head.switch
-        adapted = None if switch is None else AdaptedTrunk(model, self.head, switch, texts)
+        adapted = None
+        if switch is not None:
+            adapted = AdaptedTrunk(model, self.head, switch, texts, longest=longest)
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
         texts_of = [

@@ -52,6 +52,7 @@ class EagerTrunk:
         cache: what the only row has been told already; left up to date by `end`, and untouched if the
             generation fails.
         chunk: tokens of a prompt read at a time; None for all.
+        longest: tokens that the longest row may grow to; None without a limit.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class EagerTrunk:
         rows: int,
         cache: DynamicCache | None = None,
         chunk: int | None = None,
+        longest: int | None = None,
     ) -> None:
         self._model = cast(Any, model)
         self._windows = layer_windows(model.config)
@@ -72,6 +74,7 @@ class EagerTrunk:
         self._tap = HiddenTap(model, **taps)
         self._every = self._tap.every
         self._chunk = chunk
+        self._longest = longest
         self._keeps = self._model._supports_logits_to_keep()
         self.hidden = torch.empty(rows, 0, 0)
 
@@ -134,7 +137,7 @@ class EagerTrunk:
         """Positions and masks of rows that differ."""
         lengths, width, device = self._slots.lengths, tokens.shape[1], tokens.device
         depths = [range(width)] * len(lengths) if parents is None else [tree_depths(row) for row in parents]
-        most = getattr(self._model.config, "max_position_embeddings", None) or max(lengths) + width
+        most = max(lengths) + width if self._longest is None else self._longest
         places = [
             [min(have + depth, most - 1) for depth in row]  # beyond it lies only what no row has room for
             for have, row in zip(lengths, depths, strict=True)
