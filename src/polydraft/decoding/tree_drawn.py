@@ -1,8 +1,9 @@
 """Draft trees for sampling: each inner node has one drawn child, and its likeliest tokens beside it.
 
-A tree of chosen tokens alone accepts little of sampled text, one drawn token at each node more, both together
-most. The drawn child y of a node comes from q without the chosen ones S, normalised again, so none is there
-twice. With one more child each, drawing several without replacement (SpecInfer, Sequoia) accepts no more.
+Of sampled text, chosen tokens alone keep little, one drawn token at each node more, both together most; as
+many children drawn without replacement (SpecInfer, arXiv 2305.09781; Sequoia, arXiv 2402.12374) keep no more
+than these. The drawn child y of a node comes from q without the chosen ones S, normalised again, so none is
+there twice.
 
 The tree grows level by level. Which nodes of a level have children, and which of them, is settled before
 anything of that level is drawn: then y is distributed as the row it is said to come from, whatever became of
