@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from polydraft.errors import InputError, PolydraftError
 
 if TYPE_CHECKING:
-    from polydraft.decoding import Decoder, DecodingStatistics, DraftedOutput, decoder, generate
+    from polydraft.decoding import Decoder, DecodingStatistics, DraftedOutput, decoder, generate, warm_up
     from polydraft.heads import DraftConfig, DraftHead
     from polydraft.joint import Canonical, JointDistribution
 
@@ -29,10 +29,18 @@ __all__ = [
     "PolydraftError",
     "decoder",
     "generate",
+    "warm_up",
 ]
 
 _ROOMS = {
-    "polydraft.decoding": ("Decoder", "DecodingStatistics", "DraftedOutput", "decoder", "generate"),
+    "polydraft.decoding": (
+        "Decoder",
+        "DecodingStatistics",
+        "DraftedOutput",
+        "decoder",
+        "generate",
+        "warm_up",
+    ),
     "polydraft.heads": ("DraftConfig", "DraftHead"),
     "polydraft.joint": ("Canonical", "JointDistribution"),
 }

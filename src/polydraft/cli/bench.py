@@ -52,6 +52,7 @@ def bench(
     drafting: options.Drafting = DRAFTING,
     draft_length: options.DraftLength = None,
     prompt_lookup_num_tokens: options.LookupTokens = None,
+    compiled: options.Compiled = False,
     components: options.Components = None,
     adapter: options.Adapter = None,
     verifier: options.Verifier = VERIFIER,
@@ -116,6 +117,7 @@ def bench(
         drafting=drafting,
         draft_length=draft_length,
         prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        compiled=compiled,
     )
     session = options.open_session(
         model=model,
@@ -127,6 +129,8 @@ def bench(
         adapter=adapter,
         verifier=verifier,
     )
+    if compiled:
+        options.warm_up(session, rows=1, console=console)
     console.print(session.threads)
     if request is not None:
         peers.compare(session, questions, sampling, request, model=model, head=head, console=console)

@@ -52,6 +52,7 @@ def generate(
     drafting: options.Drafting = DRAFTING,
     draft_length: options.DraftLength = None,
     prompt_lookup_num_tokens: options.LookupTokens = None,
+    compiled: options.Compiled = False,
     components: options.Components = None,
     adapter: options.Adapter = None,
     verifier: options.Verifier = VERIFIER,
@@ -97,6 +98,7 @@ def generate(
         drafting=drafting,
         draft_length=draft_length,
         prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        compiled=compiled,
     )
     console = options.error_console()
     session = options.open_session(
@@ -109,6 +111,8 @@ def generate(
         adapter=adapter,
         verifier=verifier,
     )
+    if compiled:
+        options.warm_up(session, rows=1, console=console)
     base, tokenizer = session.model, session.tokenizer
     request = Prompt(content={"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text})
     ids = request.encode(tokenizer)

@@ -61,6 +61,10 @@ LookupTokens = Annotated[
         show_default=False,
     ),
 ]
+Compiled = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the model's layers first: some seconds, more the first time."),
+]
 Components = Annotated[
     int | None,
     typer.Option(
@@ -175,6 +179,14 @@ def open_session(
     if verifier == "base":
         verify_with_base(base, attached)
     return Session(base, tokenizer, attached, base.dtype, note)
+
+
+def warm_up(session: Session, *, rows: int, console: Console) -> None:
+    """Compile the model, showing the stages on `console`."""
+    from polydraft.decoding.compiled import warm_up as compile_layers
+
+    with console.status("compiling") as status:
+        compile_layers(session.model, session.head, rows=rows, on_progress=status.update)
 
 
 def command_line() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,7 @@ from transformers import (
 
 from polydraft.decoding.acceptance import ChainExpectation, TreeExpectation
 from polydraft.decoding.adapted import AdaptedTrunk
+from polydraft.decoding.compiled import warm_up
 from polydraft.decoding.loop import Engine
 from polydraft.decoding.measuring import MOST_NODES, machine_costs
 from polydraft.decoding.policy import Fixed, Measured, Policy
@@ -25,7 +28,7 @@ from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_mode
 from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
 from polydraft.decoding.row import Row, Streamer
 from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput, together
-from polydraft.decoding.trunk import EagerTrunk
+from polydraft.decoding.trunk import EagerTrunk, Trunk
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.modes import DRAFTING, VERIFICATION, asked_length, check_modes
@@ -52,6 +55,7 @@ class Decoder:
         drafting: str = DRAFTING,
         draft_length: int | None = None,
         prompt_lookup_num_tokens: int | None = None,
+        compiled: bool = False,
     ) -> None:
         check_modes(
             verification=verification,
@@ -66,6 +70,7 @@ class Decoder:
         self.drafting = drafting
         self.draft_length = draft_length
         self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
+        self.compiled = compiled
         self.statistics: DecodingStatistics | None = None
 
     def __call__(
@@ -117,8 +122,7 @@ class Decoder:
             keep_scores=bool(generation_config.output_scores),
             keep_logits=bool(generation_config.output_logits),
         )
-        trunk = EagerTrunk(
-            model,
+        trunk = self._open(model, rows=rows)(
             taps=self.head.config.taps,
             rows=rows,
             cache=cache if rows == 1 else None,
@@ -152,11 +156,26 @@ class Decoder:
         chains = do_sample and self.verification == "block"
         return "tree" if takes_trees(model) and not chains else "chain"
 
+    def _open(self, model: PreTrainedModel, *, rows: int) -> Callable[..., Trunk]:
+        """What makes a trunk, for up to so many rows."""
+        if not self.compiled:
+            return partial(EagerTrunk, model)
+        if self.head.switch is not None:
+            raise InputError("verifier 'base' switches an adapter on and off and cannot be compiled")
+        return warm_up(model, self.head, rows=rows).trunk
+
     def _policy(self, model: PreTrainedModel, drafting: str, *, rows: int) -> Policy:
         length = asked_length(self.draft_length)
         if length is not None:
             return Fixed(length)
-        costs = machine_costs(model, self.head, rows=rows, tree=drafting == "tree")
+        costs = machine_costs(
+            model,
+            self.head,
+            rows=rows,
+            tree=drafting == "tree",
+            path="compiled" if self.compiled else "eager",
+            open_trunk=lambda count: self._open(model, rows=rows)(taps=self.head.config.taps, rows=count),
+        )
         if drafting == "tree":
             return Measured(costs, TreeExpectation(MOST_NODES))
         return Measured(costs, ChainExpectation(self.head.config.horizon))
@@ -179,6 +198,7 @@ def decoder(
     drafting: str = DRAFTING,
     draft_length: int | None = None,
     prompt_lookup_num_tokens: int | None = None,
+    compiled: bool = False,
 ) -> Decoder:
     """A `custom_generate` for `model.generate`.
 
@@ -191,6 +211,7 @@ def decoder(
         draft_length: tokens drafted in a cycle, of a chain at most the head's horizon; None for as many
             as pay on this machine, which is measured once (a second or two) and remembered; 0 for none.
         prompt_lookup_num_tokens: where the text repeats itself, draft so many tokens by copying.
+        compiled: run the base model's layers compiled, after a warm-up at the first call; see `warm_up`.
 
     Raises:
         InputError: an unknown choice.
@@ -203,6 +224,7 @@ def decoder(
         drafting=drafting,
         draft_length=draft_length,
         prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        compiled=compiled,
     )
 
 
@@ -221,6 +243,7 @@ def generate(
     drafting: str = DRAFTING,
     draft_length: int | None = None,
     prompt_lookup_num_tokens: int | None = None,
+    compiled: bool = False,
     **options: Any,
 ) -> DraftedOutput:
     """Drafted `model.generate`: the same text (greedy), the same distribution (sampling), sooner.
@@ -231,7 +254,7 @@ def generate(
         generation_config, stopping_criteria, options: as in `model.generate`.
         streamer: of one text; receives the prompt, then every token. tokenizer: needed for `stop_strings`.
         generator: randomness; torch's global one if None.
-        verification, drafting, draft_length, prompt_lookup_num_tokens: as in `decoder`.
+        verification, drafting, draft_length, prompt_lookup_num_tokens, compiled: as in `decoder`.
 
     Raises:
         InputError: the head belongs to another model, or an option cannot be drafted.
@@ -244,6 +267,7 @@ def generate(
         drafting=drafting,
         draft_length=draft_length,
         prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        compiled=compiled,
     )
     config = copy.deepcopy(generation_config if generation_config is not None else model.generation_config)
     options.pop("custom_generate", None)

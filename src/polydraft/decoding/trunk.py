@@ -153,8 +153,8 @@ class EagerTrunk:
         return {"attention_mask": mask, "position_ids": torch.tensor(places, device=device)}
 
     def _mask(self, seen: Tensor) -> Tensor:
-        """As the attention of this model takes it: sdpa what is seen, eager what to add."""
-        if self._model.config._attn_implementation == "sdpa":
+        """As the attention of this model takes it: "eager" adds it, others read what is seen."""
+        if self._model.config._attn_implementation != "eager":
             return seen
         low = torch.finfo(self._model.dtype).min
         return torch.zeros_like(seen, dtype=self._model.dtype).masked_fill_(~seen, low)

@@ -29,7 +29,7 @@ class Sampling:
         repetition_penalty: 1 is none.
         stop: texts that end the generation.
         seed: of torch's generators, set before every run.
-        verification, drafting, draft_length, prompt_lookup_num_tokens: of drafted runs; as in
+        verification, drafting, draft_length, prompt_lookup_num_tokens, compiled: of drafted runs; as in
             `polydraft.decoder`.
 
     Raises:
@@ -48,6 +48,7 @@ class Sampling:
     drafting: str = DRAFTING
     draft_length: int | None = None
     prompt_lookup_num_tokens: int | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         ranges = (
@@ -62,12 +63,13 @@ class Sampling:
         for name, fits, expected, value in ranges:
             if not fits:
                 raise InputError(f"{name} must be {expected}, got {value!r}")
-        check_modes(**self.modes, do_sample=not self.greedy)
+        chosen = {name: value for name, value in self.modes.items() if name != "compiled"}
+        check_modes(**chosen, do_sample=not self.greedy)
 
     @property
     def modes(self) -> dict[str, Any]:
         """How to draft: keyword arguments of `polydraft.generate` and `polydraft.decoder`."""
-        names = ("verification", "drafting", "draft_length", "prompt_lookup_num_tokens")
+        names = ("verification", "drafting", "draft_length", "prompt_lookup_num_tokens", "compiled")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -32,7 +32,8 @@ class DraftHead(PreTrainedModel):
 
     The embedding and U' belong to the base model: `attach` lends them, `save_pretrained` leaves them
     out. Buffer `draft_ids` (V',) holds the base token id of every draft token. `switch` is set where the
-    model's adapter counts for drafting alone (`decoding.adapted`).
+    model's adapter counts for drafting alone (`decoding.adapted`), `compiled` once `decoding.compiled` has
+    compiled the model for this head.
     """
 
     config_class = DraftConfig
@@ -55,6 +56,7 @@ class DraftHead(PreTrainedModel):
         self.register_buffer("draft_ids", torch.full((config.draft_vocab_size,), -1, dtype=torch.long))
         self._base: list[PreTrainedModel] = []  # a list, so that the base is no submodule of the head
         self.switch: AdapterSwitch | None = None
+        self.compiled: object = None
         self._rows: Tensor | None = None
         self._index: Tensor | None = None
         self._kept_table: tuple[tuple[object, ...], Tensor] | None = None

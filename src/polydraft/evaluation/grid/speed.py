@@ -53,7 +53,7 @@ def time_variants(
 
     def drafted(variant: Variant, ids: Sequence[int], sampling: Sampling) -> Run:
         head = heads[variant.name]
-        whole: dict[str, Any] = {"drafting": "chain", "draft_length": head.config.horizon}  # as the replay has it
+        whole: dict[str, Any] = {"drafting": "chain", "draft_length": head.config.horizon}  # as replayed
         chosen = replace(sampling, verification=variant.verification, **whole)
         return run_drafted(model, head, tokenizer, ids, chosen)
 
