@@ -59,7 +59,7 @@ def by_engine(model: PreTrainedModel, head: DraftHead, **options: Any) -> Any:
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "verification": ({}, {"verification": "all"}, "verification must be one of token, block, got 'all'"),
-    "drafting": ({}, {"drafting": "beam"}, "drafting must be one of auto, tree, chain, components, got 'beam'"),
+    "drafting": ({}, {"drafting": "beam"}, "drafting must be one of auto, tree, chain, components, got"),
     "sampled components": (
         {},
         {"drafting": "components", "do_sample": True},

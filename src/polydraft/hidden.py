@@ -29,8 +29,9 @@ class HiddenTap:
         every: whether all rows are kept.
 
     Raises:
-        InputError: the model has no output embedding, or not so many layers.
-        RuntimeError: at a forward, if the decoder's last state is not what the output embedding was fed.
+        InputError: the model has no output embedding, or not so many layers; after a forward, layers whose
+            states have another shape than the last one.
+        RuntimeError: after a forward, if the decoder's last state is not what the output embedding was fed.
     """
 
     def __init__(self, model: PreTrainedModel, *, layers: Sequence[int] = (), every: bool = False) -> None:
@@ -57,6 +58,10 @@ class HiddenTap:
             raise RuntimeError(
                 "the decoder's last state is not what the output embedding is fed: "
                 "use a head with features 'hidden' or 'fused' and no further layers"
+            )
+        if any(states.shape != self._last.shape for states in self._states):
+            raise InputError(
+                "the layers of this model give states of another shape: use a head without further layers"
             )
         return torch.cat([self._last, *self._states], -1) if self._states else self._last
 

@@ -1,4 +1,4 @@
-"""Drafts copied from the text, where it repeats itself, and the head's elsewhere: the text stays the model's."""
+"""Drafts copied from the text where it repeats itself, the head's elsewhere: the text stays the model's."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import polydraft
 from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
 from polydraft.errors import InputError
+from polydraft.hidden import HiddenTap
 from tests.decoding.models import (
     NEW_TOKENS,
     case_model,
@@ -244,3 +245,11 @@ def test_borders_by_kind_of_layer() -> None:
     model.config.max_position_embeddings = 100
     refuse_length(model, shortest=1, longest=100)
     assert "change at 100 tokens" in line_of(lambda: refuse_length(model, shortest=1, longest=101))
+
+
+def test_layers_whose_states_have_another_shape() -> None:
+    model = tiny_model("gemma3n")
+    with HiddenTap(model, layers=[1]) as tap:
+        cast(Any, model)(torch.tensor([[1, 2, 3]]))
+        with pytest.raises(InputError, match="use a head without further layers"):
+            _ = tap.hidden

@@ -10,6 +10,7 @@ from torch.nn.functional import kl_div
 
 from polydraft.heads import DraftHead
 from polydraft.joint import LatentMixture
+from polydraft.joint.mixture import ALL, Rows
 from polydraft.training.losses import Anchors
 from polydraft.training.teacher import Teacher
 from tests.tiny import HIDDEN_SIZE, tiny_head, tiny_model
@@ -52,9 +53,9 @@ def whole_joint(head: DraftHead, anchors: Anchors) -> LatentMixture:
     if previous is None:
         return LatentMixture(head.gate(features), logits)
 
-    def bias(position: int, before: Tensor) -> Tensor:
-        shift = head.shift(previous.contexts(features)[:, position], before)
-        return head.logits(mapped[:, position] + shift[:, None], position) - logits[:, position]
+    def bias(position: int, before: Tensor, rows: Rows = ALL) -> Tensor:
+        shift = head.shift(previous.contexts(features)[rows, position], before)
+        return head.logits(mapped[rows, position] + shift[:, None], position) - logits[rows, position]
 
     return LatentMixture(head.gate(features), logits, bias)
 

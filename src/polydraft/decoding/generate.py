@@ -149,7 +149,6 @@ class Decoder:
         assert out.sequences is not None
         return out.sequences
 
-
     def _drafting(self, model: PreTrainedModel, *, do_sample: bool) -> str:
         if self.drafting != "auto":
             return self.drafting
