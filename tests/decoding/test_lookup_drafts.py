@@ -6,8 +6,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 import polydraft
+from polydraft.decoding.loop import Engine
+from polydraft.decoding.policy import Fixed
+from polydraft.decoding.row import Row
+from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError
 from tests.tiny import BLOCK, tiny_head, tiny_model
 
@@ -55,3 +60,31 @@ def test_bad_numbers_are_refused(given: dict[str, int]) -> None:
     (name,) = given
     with pytest.raises(InputError, match=f"^{name} must be"):
         polydraft.generate(model, tiny_head(model), PROMPT, **cast(Any, given))
+
+
+def test_each_policy_is_told_of_its_own_drafts() -> None:
+    """Two policies that note everything: the cycles of both together are those of the generation."""
+
+    class Noting(Fixed):
+        def __init__(self, drafts: int) -> None:
+            super().__init__(drafts)
+            self.seen: list[tuple[int, list[int]]] = []
+
+        def observe(self, *, rows: int, drafted: int, accepted: Any) -> None:
+            self.seen.append((drafted, list(accepted)))
+
+    model = tiny_model(initializer_range=0.08)
+    head = tiny_head(model, **FORMS["fused"])
+    asked, copied = Noting(2), Noting(7)
+    engine = Engine(
+        head, processors=cast(Any, []), do_sample=False, generator=None, policy=asked, copying=copied
+    )
+    rows = [Row(PROMPT, StoppingCriteriaList([MaxLengthCriteria(70)])) for _ in range(2)]
+    trunk = EagerTrunk(model, taps=head.config.taps, rows=2)
+    with torch.inference_mode():
+        statistics = engine.run(rows, [PROMPT[0], PROMPT[0]], trunk)
+    assert {drafted for drafted, _ in asked.seen} <= {0, 1, 2} and asked.seen
+    assert max(drafted for drafted, _ in copied.seen) == 7
+    every = [count for _, accepted in asked.seen + copied.seen for count in accepted]
+    assert len(every) == statistics.steps
+    assert sum(every) == statistics.accepted_tokens

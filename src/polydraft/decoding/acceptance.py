@@ -8,6 +8,8 @@ from typing import Protocol
 
 LIKELY = 0.5
 """Of a draft of a chain to be kept, before anything is known."""
+LIKELY_COPY = 0.8
+"""Of a copied one."""
 BELIEF = 8.0
 """How many drafts, or cycles, what is expected counts for against what is seen."""
 MEMORY = 0.97
@@ -39,12 +41,15 @@ class ChainExpectation:
     a_s is the share of drafts kept at each position, recent cycles counting more, shrunk towards the share
     over all positions, which itself starts at `LIKELY`. Evidence fades at a position not tried for long and
     leaves the common share, so that it is tried again.
+
+    Args:
+        horizon: drafts at most. likely: instead of `LIKELY`.
     """
 
-    def __init__(self, horizon: int) -> None:
+    def __init__(self, horizon: int, *, likely: float = LIKELY) -> None:
         self.sizes: Sequence[int] = range(horizon + 1)
         self._kept, self._tried = [0.0] * horizon, [0.0] * horizon
-        self._all_kept, self._all_tried = LIKELY * BELIEF, BELIEF
+        self._all_kept, self._all_tried = likely * BELIEF, BELIEF
 
     @property
     def rates(self) -> list[float]:

@@ -52,6 +52,10 @@ class Costs:
         """Of drafting and of the forward that verifies, over the pending token and the drafts."""
         return self.drafting_seconds(rows, drafts) + self.forward_seconds(rows, drafts + 1)
 
+    def copying(self) -> CopyingCosts:
+        """Of cycles whose drafts are copied."""
+        return CopyingCosts(self)
+
     @property
     def rows(self) -> set[int]:
         """The numbers of rows measured."""
@@ -64,6 +68,17 @@ class Costs:
             for name in ("forward", "drafting")
         }
         return Costs(kept["forward"] | dict(newer.forward), kept["drafting"] | dict(newer.drafting))
+
+
+@dataclass(frozen=True)
+class CopyingCosts:
+    """Of cycles whose drafts cost nothing."""
+
+    costs: Costs
+
+    def cycle(self, rows: int, drafts: int) -> float:
+        """Of the forward over the pending token and the drafts."""
+        return self.costs.forward_seconds(rows, drafts + 1)
 
 
 def between(grid: Grid, rows: int, tokens: int) -> float:

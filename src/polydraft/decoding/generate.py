@@ -18,9 +18,10 @@ from transformers import (
     StopStringCriteria,
 )
 
-from polydraft.decoding.acceptance import ChainExpectation, TreeExpectation
+from polydraft.decoding.acceptance import LIKELY_COPY, ChainExpectation, TreeExpectation
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.compiled import warm_up
+from polydraft.decoding.costs import Costs
 from polydraft.decoding.loop import Engine
 from polydraft.decoding.measuring import MOST_NODES, machine_costs
 from polydraft.decoding.policy import Fixed, Measured, Policy
@@ -118,7 +119,7 @@ class Decoder:
             verification=self.verification,
             drafting=drafting,
             policy=self._policy(model, drafting, rows=rows),
-            lookup=self.prompt_lookup_num_tokens or 0,
+            copying=self._copying(model, drafting, rows=rows),
             keep_scores=bool(generation_config.output_scores),
             keep_logits=bool(generation_config.output_logits),
         )
@@ -163,11 +164,8 @@ class Decoder:
             raise InputError("verifier 'base' switches an adapter on and off and cannot be compiled")
         return warm_up(model, self.head, rows=rows).trunk
 
-    def _policy(self, model: PreTrainedModel, drafting: str, *, rows: int) -> Policy:
-        length = asked_length(self.draft_length)
-        if length is not None:
-            return Fixed(length)
-        costs = machine_costs(
+    def _costs(self, model: PreTrainedModel, drafting: str, *, rows: int) -> Costs:
+        return machine_costs(
             model,
             self.head,
             rows=rows,
@@ -175,6 +173,21 @@ class Decoder:
             path="compiled" if self.compiled else "eager",
             open_trunk=lambda count: self._open(model, rows=rows)(taps=self.head.config.taps, rows=count),
         )
+
+    def _copying(self, model: PreTrainedModel, drafting: str, *, rows: int) -> Policy | None:
+        most = self.prompt_lookup_num_tokens
+        if most is None:
+            return None
+        if asked_length(self.draft_length) is not None:
+            return Fixed(most)
+        costs = self._costs(model, drafting, rows=rows)
+        return Measured(costs.copying(), ChainExpectation(most, likely=LIKELY_COPY))
+
+    def _policy(self, model: PreTrainedModel, drafting: str, *, rows: int) -> Policy:
+        length = asked_length(self.draft_length)
+        if length is not None:
+            return Fixed(length)
+        costs = self._costs(model, drafting, rows=rows)
         if drafting == "tree":
             return Measured(costs, TreeExpectation(MOST_NODES))
         return Measured(costs, ChainExpectation(self.head.config.horizon))
@@ -209,7 +222,7 @@ def decoder(
             model's own, whichever is chosen.
         draft_length: tokens drafted in a cycle, of a chain at most the head's horizon; None for as many
             as pay on this machine, which is measured once (a second or two) and remembered; 0 for none.
-        prompt_lookup_num_tokens: where the text repeats itself, draft so many tokens by copying.
+        prompt_lookup_num_tokens: where the text repeats itself, draft up to so many tokens by copying.
         compiled: run the base model's layers compiled, after a warm-up at the first call; see `warm_up`.
 
     Raises:

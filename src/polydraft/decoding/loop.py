@@ -54,8 +54,8 @@ class Engine:
         drafting: "chain", "tree" (several continuations, checked together), or, greedy alone, "components"
             (a chain of the likeliest components' tokens, all positions chosen together).
         policy: how many tokens to draft in each cycle; the head's horizon if None.
-        lookup: where the last tokens of a text stood in it before, draft so many of those that followed
-            there, and ask the head elsewhere; 0 asks the head always.
+        copying: where the last tokens of a text stood in it before, draft so many of those that followed
+            there, and ask the head elsewhere; None asks the head always.
         keep_scores, keep_logits: leave with every row what its tokens were chosen from.
 
     Raises:
@@ -72,7 +72,7 @@ class Engine:
         verification: str = VERIFICATION,
         drafting: str = "chain",
         policy: Policy | None = None,
-        lookup: int = 0,
+        copying: Policy | None = None,
         keep_scores: bool = False,
         keep_logits: bool = False,
     ) -> None:
@@ -86,7 +86,7 @@ class Engine:
         self.verification = verification
         self.drafting = drafting
         self.policy = Fixed(head.config.horizon) if policy is None else policy
-        self.lookup = lookup
+        self.copying = copying
         self.keep_scores = keep_scores
         self.keep_logits = keep_logits
         self._of_row: dict[int, LogitsProcessorList] = {}
@@ -223,7 +223,8 @@ class Engine:
     def _drafts(self, active: list[Row], follower: Follower) -> list[Draft]:
         """What is drafted for each row; not more than it has room for, one token less than it may emit."""
         rooms = [None if row.room is None else row.room - 1 for row in active]
-        found = [self._looked_up(row, room) for row, room in zip(active, rooms, strict=True)]
+        most = 0 if self.copying is None else self.copying.drafts(len(active))
+        found = [self._copied(row, most, room) for row, room in zip(active, rooms, strict=True)]
         if all(found):
             return cast(list[Draft], found)
         count, depth = self.policy.drafts(len(active)), self.head.config.horizon
@@ -234,9 +235,9 @@ class Engine:
         drafts = self.draft(follower.joint(), active, count, depth)
         return [known or draft.first(room) for known, draft, room in zip(found, drafts, rooms, strict=True)]
 
-    def _looked_up(self, row: Row, room: int | None) -> Draft | None:
+    def _copied(self, row: Row, most: int, room: int | None) -> Draft | None:
         """Drafts copied from the text of `row`, if its end stands in it before."""
-        count = self.lookup if room is None else min(self.lookup, room)
+        count = most if room is None else min(most, room)
         if count <= 0:
             return None
         tokens = find_continuation(row.ids[0], n=count, ngram=LOOKUP_NGRAM).tolist()
@@ -269,7 +270,7 @@ class Engine:
             statistics.count(drafted=len(draft.tokens), accepted=min(len(path), taken))
             paths.append([0, *(node + 1 for node in path)][:taken])
             after.append(ids.new_tensor(run[:taken]))
-        self.policy.observe(rows=len(active), drafted=width - 1, accepted=[len(path) - 1 for path in paths])
+        self._observe(drafts, paths)
         hidden = trunk.hidden
         trunk.keep(paths)
         follower.grow(
@@ -277,6 +278,19 @@ class Engine:
             [hidden[at, path] for at, path in enumerate(paths)],
             after,
         )
+
+    def _observe(self, drafts: Sequence[Draft], paths: Sequence[Sequence[int]]) -> None:
+        """Tell the policies what became of their drafts; one that wants none is told of that too."""
+        for policy, copied in ((self.policy, False), (self.copying, True)):
+            own = [(d, p) for d, p in zip(drafts, paths, strict=True) if d.copied == copied]
+            if policy is None:
+                continue
+            if own:
+                drafted = max(len(draft.tokens) for draft, _ in own)
+                accepted = [len(path) - 1 for _, path in own]
+                policy.observe(rows=len(drafts), drafted=drafted, accepted=accepted)
+            elif copied and policy.drafts(len(drafts)) == 0:
+                policy.observe(rows=len(drafts), drafted=0, accepted=[0])
 
     def _note(self, row: Row, found: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Leave with `row` what its next tokens come from; more than it takes is cut off in the end."""
