@@ -129,12 +129,11 @@ def bench(
         adapter=adapter,
         verifier=verifier,
     )
-    if compiled:
-        options.warm_up(session, rows=1, console=console)
     console.print(session.threads)
     if request is not None:
         peers.compare(session, questions, sampling, request, model=model, head=head, console=console)
         return
+    options.prepare(session, sampling, console=console)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("prompts", total=len(questions))

@@ -50,6 +50,7 @@ def demo(
     )
     out.print(f"{EMBEDDED}, bfloat16, greedy; {session.threads}")
     out.print(legend(session.head.config.horizon))
+    options.prepare(session, sampling, console=console)
     with console.status("generating, plain and drafted"):
         results = benchmark(
             session.model,

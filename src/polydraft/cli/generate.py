@@ -111,8 +111,7 @@ def generate(
         adapter=adapter,
         verifier=verifier,
     )
-    if compiled:
-        options.warm_up(session, rows=1, console=console)
+    options.prepare(session, sampling, console=console)
     base, tokenizer = session.model, session.tokenizer
     request = Prompt(content={"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text})
     ids = request.encode(tokenizer)

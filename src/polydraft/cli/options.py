@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from polydraft.evaluation.runs import Sampling
     from polydraft.heads import DraftHead
 
 ModelName = Annotated[
@@ -181,12 +182,13 @@ def open_session(
     return Session(base, tokenizer, attached, base.dtype, note)
 
 
-def warm_up(session: Session, *, rows: int, console: Console) -> None:
-    """Compile the model, showing the stages on `console`."""
-    from polydraft.decoding.compiled import warm_up as compile_layers
+def prepare(session: Session, sampling: Sampling, *, console: Console) -> None:
+    """Compile and measure before the first text, showing the stages on `console`."""
+    from polydraft.decoding import decoder
 
-    with console.status("compiling") as status:
-        compile_layers(session.model, session.head, rows=rows, on_progress=status.update)
+    with console.status("preparing") as status:
+        method = decoder(session.head, **sampling.modes)
+        method.prepare(session.model, do_sample=not sampling.greedy, on_progress=status.update)
 
 
 def command_line() -> str:

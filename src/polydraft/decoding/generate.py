@@ -156,6 +156,25 @@ class Decoder:
         chains = do_sample and self.verification == "block"
         return "tree" if takes_trees(model) and not chains else "chain"
 
+    def prepare(
+        self,
+        model: PreTrainedModel,
+        *,
+        rows: int = 1,
+        do_sample: bool = False,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Do now what the first call would do: compile, and measure what drafts cost on this machine.
+
+        Args:
+            model: the head is attached to it. on_progress: called with a line for each stage.
+        """
+        if self.compiled:
+            warm_up(model, self.head, rows=rows, on_progress=on_progress)
+        if on_progress is not None:
+            on_progress("measuring what drafts cost here, once")
+        self._policy(model, self._drafting(model, do_sample=do_sample), rows=rows)
+
     def _open(self, model: PreTrainedModel, *, rows: int) -> Callable[..., Trunk]:
         """What makes a trunk, for up to so many rows."""
         if not self.compiled:
