@@ -31,4 +31,4 @@ def _fixed_seed() -> None:
 def _whole_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts do not pay with tiny models: whole chains all the same, unless a test asks otherwise."""
     monkeypatch.setattr(modes, "DRAFT_LENGTH", 1_000)
-    monkeypatch.setattr(import_module("polydraft.decoding.generate"), "takes_trees", lambda model: False)
+    monkeypatch.setattr(import_module("polydraft.decoding.plan"), "takes_trees", lambda model: False)

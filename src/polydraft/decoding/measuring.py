@@ -133,7 +133,7 @@ class Texts:
         parents = [[(node - 1) // 2 for node in range(width)]] * self._rows if tree and width > 1 else None
 
         def run() -> None:
-            self._trunk.forward(tokens, parents=parents)
+            self._trunk.forward(tokens, parents=parents).max(-1)  # as verification looks for the likeliest
             self._trunk.keep([[]] * self._rows)
 
         return run

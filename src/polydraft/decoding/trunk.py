@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from polydraft.hidden import HiddenTap
-from polydraft.slots import SlotCache, layer_windows, slot_mask, tree_depths
+from polydraft.masks import slot_mask, tree_depths
+from polydraft.slots import SlotCache, layer_windows
 
 
 class Trunk(AbstractContextManager["Trunk"], Protocol):

@@ -11,7 +11,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from polydraft.errors import InputError
-from polydraft.slots import SlotCache, slot_mask
+from polydraft.masks import slot_mask
+from polydraft.slots import SlotCache
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "rms_norm_eps")
 """Of a block; taken from the base model where it has them."""
