@@ -78,3 +78,11 @@ def test_to_dict_is_json_with_the_names_of_vllm() -> None:
         "acceptance_per_position": [0.5, 0.5, 0.5],
         "drafting_share": 0.0,
     }
+
+
+def test_the_histogram_reaches_as_far_as_a_tree_is_deep() -> None:
+    statistics = DecodingStatistics()
+    statistics.count(drafted=12, accepted=1, depth=3)
+    assert statistics.acceptance_histogram == [0, 1, 0, 0]
+    assert statistics.acceptance_per_position == [1.0, 0.0, 0.0]
+    assert statistics.draft_acceptance_rate == pytest.approx(1 / 12)

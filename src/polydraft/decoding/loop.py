@@ -267,7 +267,9 @@ class Engine:
             depths = draft.depths
             run = [*(draft.tokens[node] for node in path), token]
             taken = row.emit(run, [*(depths[node] for node in path), 0])
-            statistics.count(drafted=len(draft.tokens), accepted=min(len(path), taken))
+            statistics.count(
+                drafted=len(draft.tokens), accepted=min(len(path), taken), depth=max(depths, default=0)
+            )
             paths.append([0, *(node + 1 for node in path)][:taken])
             after.append(ids.new_tensor(run[:taken]))
         self._observe(drafts, paths)

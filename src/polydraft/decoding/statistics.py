@@ -35,12 +35,13 @@ class DecodingStatistics:
     drafting_seconds: float = 0.0
     seconds: float = 0.0
 
-    def count(self, *, drafted: int, accepted: int) -> None:
-        """Add one step."""
+    def count(self, *, drafted: int, accepted: int, depth: int | None = None) -> None:
+        """Add one step; `depth`: how far ahead its drafts reached, where they were no chain."""
         self.steps += 1
         self.drafted_tokens += drafted
         self.accepted_tokens += accepted
-        self.acceptance_histogram += [0] * (max(drafted, accepted) + 1 - len(self.acceptance_histogram))
+        reach = max(drafted if depth is None else depth, accepted)
+        self.acceptance_histogram += [0] * (reach + 1 - len(self.acceptance_histogram))
         self.acceptance_histogram[accepted] += 1
 
     @property
