@@ -73,7 +73,12 @@ def main() -> None:
     for number, prompt in enumerate(read_prompts(prompts_path(given.prompts))):
         for name in VERIFICATIONS:
             sampling = Sampling(
-                max_new_tokens=given.tokens, temperature=1.0, seed=given.seed + number, verification=name
+                max_new_tokens=given.tokens,
+                temperature=1.0,
+                seed=given.seed + number,
+                verification=name,
+                drafting="chain",
+                draft_length=head.config.horizon,
             )
             run_drafted(model, head, tokenizer, prompt.encode(tokenizer), sampling)
     steps = torch.tensor([step for judge in judges.values() for step in judge.steps], dtype=torch.float64)

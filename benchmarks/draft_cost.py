@@ -23,13 +23,14 @@ from common import quartiles, random_head, save, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
-from polydraft.decoding.loop import Engine, record_past
+from polydraft.decoding.loop import Engine
+from polydraft.decoding.row import Row
+from polydraft.decoding.trunk import EagerTrunk
 from polydraft.files import write_atomic
 from polydraft.heads import DraftHead
-from polydraft.hidden import HiddenTap
 from polydraft.joint import MEMBERS
 from polydraft.loading import load_model
 from polydraft.training.options import TrainOptions
@@ -75,32 +76,32 @@ def shares(drafted: Sequence[Clocks], verified: Sequence[Clocks]) -> dict[str, f
 
 
 def verification(model: PreTrainedModel, *, context: int, horizon: int) -> tuple[Timed, Tensor, Tensor]:
-    """The forward to compare with, which leaves its cache as it was; the prefix (1, L) and h_t (1, d)."""
-    call, cache = cast(Any, model), DynamicCache(config=model.config)
+    """The forward to compare with, which keeps nothing; the prefix (1, L) and h_t (1, d)."""
     ids = torch.randint(model.config.get_text_config().vocab_size, (1, context + 1 + horizon))
-    with HiddenTap(model) as tap:
-        call(input_ids=ids[:, :context], past_key_values=cache, use_cache=True)
-        hidden = tap.hidden[:, -1]
-    record_past(cache, on=True)
+    trunk = EagerTrunk(model, taps={}, rows=1)
+    with trunk:
+        trunk.prefill([ids[0, :context]])
+        hidden = trunk.hidden[:, -1]
 
     def forward() -> None:
-        call(input_ids=ids[:, context:], past_key_values=cache, use_cache=True)
-        cache.crop(-1 - horizon)
+        with trunk:
+            trunk.forward(ids[:, context:])
+        trunk.keep([[]])
 
     return forward, ids[:, : context + 1], hidden
 
 
-def drafting(model: PreTrainedModel, head: DraftHead, mode: str, prefix: Tensor, hidden: Tensor) -> Timed:
-    """One draft as the loop makes it."""
-    processors = MODES[mode]
+def drafting(head: DraftHead, mode: str, prefix: Tensor, hidden: Tensor) -> Timed:
+    """One chain as the loop drafts it."""
+    processors, count = MODES[mode], head.config.horizon
+    row = Row(prefix, StoppingCriteriaList())
     engine = Engine(
-        model,
         head,
         processors=LogitsProcessorList(list(processors or ())),
         do_sample=processors is not None,
         generator=None,
     )
-    return lambda: engine.draft(hidden, prefix, head.config.horizon)
+    return lambda: engine.draft(head(hidden, prefix[:, -1]), [row], count, count)
 
 
 def heads(model: PreTrainedModel, options: argparse.Namespace) -> dict[tuple[str, int], DraftHead]:
@@ -176,7 +177,7 @@ def main() -> None:
     model, _ = load_model(options.model, dtype=torch.bfloat16)
     forward, prefix, hidden = verification(model, context=options.context, horizon=options.horizon)
     drafts = {
-        (*name, mode): drafting(model, head, mode, prefix, hidden)
+        (*name, mode): drafting(head, mode, prefix, hidden)
         for name, head in heads(model, options).items()
         for mode in options.modes
     }

@@ -1,4 +1,4 @@
-"""Trained heads and plain decoding on the wall clock, in turn prompt by prompt.
+"""Trained heads, each drafting chains of its horizon, and plain decoding on the wall clock, in turn.
 
     python benchmarks/time_heads.py --tokens 64 --out docs/results/time-heads.json \
         runs/release/fused-markov runs/release/block-markov
@@ -49,7 +49,13 @@ def main() -> None:
     set_threads(given.threads)
     model, tokenizer = load_model(given.model, dtype=torch.bfloat16)
     heads = {name: load_head(name, model=model, tokenizer=tokenizer) for name in given.heads}
-    sampling = Sampling(max_new_tokens=given.tokens, temperature=given.temperature)
+    longest = max(head.config.horizon for head in heads.values())
+    sampling = Sampling(
+        max_new_tokens=given.tokens,
+        temperature=given.temperature,
+        drafting="chain",
+        draft_length=longest,
+    )
     prompts = [prompt.encode(tokenizer) for prompt in read_prompts(prompts_path(given.prompts))]
     run_plain(model, tokenizer, prompts[0], sampling)  # warms up
     plain: list[Run] = []
