@@ -107,8 +107,8 @@ class SlotCache(Cache):
     def reserve(self, width: int) -> int:
         """Make room for a forward over `width` tokens; the end of the slots it may use."""
         end = max(self.lengths) + width
-        if end > self.capacity:
-            wanted = max(end, 2 * self.capacity)
+        if end >= self.capacity:  # never all of it: compiled programs tell the two sizes apart
+            wanted = max(end + 1, 2 * self.capacity)
             self.capacity = (wanted + GROWTH - 1) // GROWTH * GROWTH
         return end
 

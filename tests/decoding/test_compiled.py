@@ -20,6 +20,7 @@ from polydraft.decoding.compiled import Compiled
 from polydraft.decoding.compiled_attention import grouped_attention
 from polydraft.decoding.trunk import EagerTrunk, Trunk
 from polydraft.errors import InputError
+from polydraft.slots import SlotCache
 from tests.tiny import tiny_model
 
 KINDS = ("llama", "gpt2", "gemma2", "cohere2", "falcon", "qwen2_moe")
@@ -169,3 +170,10 @@ def test_compiled_all_the_way_greedy_text_is_that_of_generate() -> None:
             trunk.keep([[0]])
     out = cast(Any, model).generate(prompt[None], max_new_tokens=24, do_sample=False)
     assert text == out[0, len(prompt) :].tolist()
+
+
+def test_slots_are_never_all_in_use() -> None:
+    """Programs are made for fewer slots read than there are; the other case would be compiled anew."""
+    for width in (1, 255, 256, 257, 511, 512):
+        cache = SlotCache([None], rows=1)
+        assert cache.reserve(width) < cache.capacity

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from polydraft.cli import options
-from polydraft.modes import VERIFICATION, VERIFIER
+from polydraft.modes import DRAFTING, VERIFICATION, VERIFIER
 
 if TYPE_CHECKING:
-    from polydraft.evaluation.doctor import Diagnosis
+    from polydraft.evaluation.diagnosis import Diagnosis
 
 
 def doctor(
@@ -32,6 +32,8 @@ def doctor(
     max_new_tokens: options.MaxNewTokens = 48,
     temperature: options.Temperature = 0.0,
     verification: options.Verification = VERIFICATION,
+    drafting: options.Drafting = DRAFTING,
+    compiled: options.Compiled = False,
     components: options.Components = None,
     adapter: options.Adapter = None,
     verifier: options.Verifier = VERIFIER,
@@ -41,14 +43,15 @@ def doctor(
 ) -> None:
     """Say what speed-up to expect on this machine, and why.
 
-    Times forwards and drafts, and decodes a few prompts to see how many drafts are kept. What generation
-    knows of this machine, to decide how much to draft, is renewed.
+    Times forwards and drafts, and decodes a few prompts to see how many drafts are kept, drafting as
+    generation does with the same options. What it knows of this machine, to decide how much to draft, is
+    renewed.
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from polydraft.errors import InputError
     from polydraft.evaluation.advice import advice
-    from polydraft.evaluation.doctor import examine, some_of_each_kind, stages, to_dict
+    from polydraft.evaluation.doctor import examine, some_of_each_kind, stages
     from polydraft.evaluation.prompts import prompts_path, read_prompts
     from polydraft.evaluation.runs import Sampling
 
@@ -57,7 +60,13 @@ def doctor(
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     chosen = some_of_each_kind(read_prompts(prompts_path(prompts)), count)
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, verification=verification)
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        verification=verification,
+        drafting=drafting,
+        compiled=compiled,
+    )
     session = options.open_session(
         model=model,
         head=head,
@@ -71,7 +80,8 @@ def doctor(
     console.print(session.threads)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=stages(rows=batch, prompts=len(chosen)), completed=-1)
+        total = stages(rows=batch, prompts=len(chosen), compiled=compiled)
+        task = progress.add_task("", total=total, completed=-1)
         found = examine(
             session.model,
             session.head,
@@ -82,7 +92,7 @@ def doctor(
             on_stage=lambda line: progress.update(task, advance=1, description=line),
         )
     if as_json:
-        content = to_dict(found, model=model, head=head, on=session.model) | {"advice": advice(found)}
+        content = found.to_dict(model=model, head=head, on=session.model) | {"advice": advice(found)}
         print(json.dumps(content, indent=1, ensure_ascii=False))
         return
     out = Console(highlight=False)
@@ -93,18 +103,26 @@ def doctor(
 
 def cost_table(found: Diagnosis) -> Table:
     """A row for each number of drafts a step, up to the widest forward timed."""
-    caption = "x plain: against a plain forward; expected: speed against plain decoding"
-    table = Table(title=f"batch {found.rows}, times in ms", caption=caption, box=box.SIMPLE)
-    for name in ("drafts\na step", "forward", "x plain", "drafting", "tokens\n/ step", "expected"):
+    from polydraft.evaluation.advice import milliseconds
+
+    compiled = found.compiling is not None
+    caption = (
+        "x plain: against a plain forward; expected: speed against plain decoding"
+        f"{' that is not compiled' * compiled}"
+    )
+    what = f"{'trees' if found.trees else 'chains'}{', compiled' * compiled}"
+    title = f"{what}, batch {found.rows}, times in ms"
+    table = Table(title=title, caption=caption, box=box.SIMPLE)
+    size = "nodes\na tree" if found.trees else "drafts\na step"
+    for name in (size, "forward", "x plain", "drafting", "tokens\n/ step", "expected"):
         table.add_column(name, justify="right")
+    tokens, ratios = found.tokens, found.ratios
     for width in sorted({width for _, width in found.costs.forward}):
         drafts = width - 1
         seconds = found.costs.forward_seconds(found.rows, width)
-        cells = [str(drafts), f"{1e3 * seconds:.3g}", f"{seconds / found.plain_seconds:.2f}"]
-        if drafts <= found.horizon:
+        cells = [str(drafts), milliseconds(seconds), f"{seconds / found.plain_seconds:.2f}"]
+        if drafts in tokens:
             making = found.costs.drafting_seconds(found.rows, drafts)
-            cells += [f"{1e3 * making:.3g}", f"{found.tokens_per_step(drafts):.2f}"]
-            cells.append(f"{found.ratios[drafts]:.2f}x")
-        best = found.best == drafts
-        table.add_row(*cells, style="bold" if best else None)
+            cells += [milliseconds(making), f"{tokens[drafts]:.2f}", f"{ratios[drafts]:.2f}x"]
+        table.add_row(*cells, style="bold" if found.best == drafts else None)
     return table

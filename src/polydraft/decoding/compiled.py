@@ -117,6 +117,8 @@ def warm_up(
     Raises:
         InputError, PolydraftError: as of `Compiled`.
     """
+    if head.switch is not None:
+        raise InputError("verifier 'base' switches an adapter on and off and cannot be compiled")
     found = head.compiled
     if not isinstance(found, Compiled) or found.model is not model:
         found = head.compiled = Compiled(model, head, rows=rows, on_progress=on_progress)

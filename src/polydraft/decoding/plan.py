@@ -16,7 +16,6 @@ from polydraft.decoding.measuring import MOST_NODES, machine_costs
 from polydraft.decoding.policy import Fixed, Measured, Policy
 from polydraft.decoding.refusals import takes_trees
 from polydraft.decoding.trunk import EagerTrunk, Trunk
-from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.modes import DRAFTING, VERIFICATION, asked_length, check_modes
 
@@ -55,8 +54,6 @@ class Plan:
         """
         if not self.compiled:
             return partial(EagerTrunk, model)
-        if head.switch is not None:
-            raise InputError("verifier 'base' switches an adapter on and off and cannot be compiled")
         return warm_up(model, head, rows=rows).trunk
 
     def policy(self, model: PreTrainedModel, head: DraftHead, drafting: str, *, rows: int) -> Policy:

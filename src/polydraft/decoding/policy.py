@@ -18,7 +18,7 @@ FIRST_GAP, LONGEST_GAP = 16, 512
 """Plain cycles before drafting is tried again: at first, and at most."""
 SPAN = 128
 """Tokens over which a useless head may cost `TOLERANCE`; over longer texts it costs less."""
-TOLERANCE = 0.03
+TOLERANCE = 0.02
 INTEREST = 0.005
 """Of each token of a longer text, what a useless head may cost."""
 
@@ -62,7 +62,7 @@ class Measured:
     What drafting has cost more than plain decoding, C(k) less the tokens a row gained, is kept account of.
     The account starts with (`TOLERANCE` - `INTEREST`) `SPAN` forwards, earns `INTEREST` a token, and no cycle
     begins that it could not pay for if all drafts were refused. So, whatever is accepted and in whichever
-    order, t tokens cost at most 3.2 + 1.005 t forwards: 3% over 128 tokens, 1% over 640. Gaps between
+    order, t tokens cost at most 1.9 + 1.005 t forwards: 2% over 128 tokens, 1% over 384. Gaps between
     tries double, so most of it is never spent.
 
     Args:

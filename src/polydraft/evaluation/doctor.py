@@ -3,82 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from polydraft.decoding.acceptance import chain_tokens
-from polydraft.decoding.costs import Costs, device_name, load_costs, machine_key, save_costs
-from polydraft.decoding.measuring import measure, policy_widths
+from polydraft.decoding.acceptance import TreeExpectation
+from polydraft.decoding.compiled import warm_up
+from polydraft.decoding.costs import load_costs, machine_key, save_costs
+from polydraft.decoding.measuring import MOST_NODES, OpenTrunk, measure, policy_widths
+from polydraft.decoding.plan import Plan
+from polydraft.decoding.refusals import refuse_batch
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.evaluation.bandwidth import forward_bytes, memory_bandwidth
+from polydraft.evaluation.diagnosis import Diagnosis
 from polydraft.evaluation.grid.speed import spread
 from polydraft.evaluation.prompts import Prompt
 from polydraft.evaluation.runs import Sampling, run_drafted
 from polydraft.heads import DraftHead
-from polydraft.versions import versions
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-"""New tokens of the forwards that are timed."""
+"""New tokens of the forwards that are timed for chains."""
+TREE_NODES = 8
+"""Of the trees drafted to see how many nodes are kept."""
+TURNS = 2
+"""Of forwards that are compiled and forwards that are not, to see what compiling brings."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """What was measured, and what follows.
-
-    Attributes:
-        rows: texts decoded at once. horizon: drafts at most.
-        bandwidth: of memory, bytes per second. weight_bytes: that a forward over one token reads.
-        costs: of this machine. statistics: of drafted generations, one text at a time.
-        prompts, new_tokens: of these. temperature: 0 is greedy.
-    """
-
-    rows: int
-    horizon: int
-    bandwidth: float
-    weight_bytes: int
-    costs: Costs
-    statistics: DecodingStatistics
-    prompts: int
-    new_tokens: int
-    temperature: float
-
-    @property
-    def limit_seconds(self) -> float:
-        """Of a plain forward that did nothing but read the weights."""
-        return self.weight_bytes / self.bandwidth
-
-    @property
-    def plain_seconds(self) -> float:
-        """Of a plain forward."""
-        return self.costs.forward_seconds(self.rows, 1)
-
-    @property
-    def acceptance(self) -> list[float]:
-        """Entry s - 1: how often draft s was kept where those before it were; 0 where none ever were."""
-        at_least = [1.0, *self.statistics.acceptance_per_position] + [0.0] * self.horizon
-        return [at_least[s] / at_least[s - 1] if at_least[s - 1] else 0.0 for s in range(1, self.horizon + 1)]
-
-    def cost(self, drafts: int) -> float:
-        """Of a cycle, in plain forwards."""
-        return self.costs.cycle(self.rows, drafts) / self.plain_seconds
-
-    @property
-    def ratios(self) -> list[float]:
-        """Expected speed against plain decoding with k = 0..horizon drafts a step."""
-        return [tokens / self.cost(k) for k, tokens in enumerate(chain_tokens(self.acceptance))]
-
-    @property
-    def best(self) -> int:
-        """The drafts a step that are fastest; 0 where plain decoding is."""
-        ratios = self.ratios
-        return max(range(len(ratios)), key=lambda k: ratios[k])
-
-    def tokens_per_step(self, drafts: int) -> float:
-        """Expected, of each text."""
-        return chain_tokens(self.acceptance)[drafts]
+OnStage = Callable[[str], None]
 
 
 def examine(
@@ -89,88 +39,95 @@ def examine(
     sampling: Sampling,
     *,
     rows: int = 1,
-    on_stage: Callable[[str], None] = lambda line: None,
+    on_stage: OnStage = lambda line: None,
 ) -> Diagnosis:
-    """Measure this machine, and decode `prompts` with all drafts that the head can make.
+    """Decode `prompts`, with as many drafts as the head can make or trees of `TREE_NODES`, and measure here.
 
-    What generation remembers of the costs here is renewed.
+    All of it the way in which generation with `sampling` drafts and runs the model. What generation
+    remembers of the costs of that way is renewed.
 
     Args:
         rows: texts to be decoded at once, at least 1. on_stage: called with a line before each of `stages`.
 
     Raises:
-        InputError: a prompt cannot be encoded; before anything is measured.
+        InputError: a prompt cannot be encoded, or the model or head cannot generate in this way.
+        PolydraftError: as of `Compiled`.
         OSError: the user's cache cannot be written.
     """
     ids = [prompt.encode(tokenizer) for prompt in prompts]
-    horizon = head.config.horizon
-    on_stage("memory bandwidth")
-    bandwidth = memory_bandwidth(model.device)
-    found = measure(
-        model,
-        head,
-        rows=sorted({1, rows}),
-        widths=sorted({*WIDTHS, *policy_widths(horizon)}),
-        lengths=range(1, horizon + 1),
-        on_rows=lambda count: on_stage(f"forwards and drafts, batch {count}"),
-    )
-    key = machine_key(model, head, path="eager", tree=False)
-    known = load_costs(key)
-    save_costs(key, found if known is None else known.updated(found))
+    drafting = Plan(**sampling.modes).drafts(model, do_sample=not sampling.greedy)
+    tree = drafting == "tree"
+    if tree or rows > 1:
+        refuse_batch(model)
+    tried = TREE_NODES if tree else head.config.horizon
+    open_trunk = None
+    if sampling.compiled:
+        on_stage("compiling")
+        open_trunk = compiled_trunks(model, head, rows=rows)
     runs = []
     for number, prompt in enumerate(ids, start=1):
         on_stage(f"acceptance, prompt {number} of {len(ids)}")
-        always = replace(sampling, seed=sampling.seed + number - 1, draft_length=horizon)
+        always = replace(sampling, seed=sampling.seed + number - 1, drafting=drafting, draft_length=tried)
         runs.append(run_drafted(model, head, tokenizer, prompt, always))
+    on_stage("memory bandwidth")
+    bandwidth = memory_bandwidth(model.device)
+    sizes = TreeExpectation(MOST_NODES).sizes if tree else range(head.config.horizon + 1)
+    costs = measure(
+        model,
+        head,
+        rows=sorted({1, rows}),
+        tree=tree,
+        widths=[size + 1 for size in sizes] if tree else sorted({*WIDTHS, *policy_widths(sizes[-1])}),
+        lengths=sizes[1:],
+        open_trunk=open_trunk,
+        on_rows=lambda count: on_stage(f"forwards and drafts, batch {count}"),
+    )
+    key = machine_key(model, head, path="compiled" if sampling.compiled else "eager", tree=tree)
+    known = load_costs(key)
+    save_costs(key, costs if known is None else known.updated(costs))
+    compiling = None
+    if open_trunk is not None:
+        on_stage("forwards compiled and not, in turn")
+        compiling = compiling_gain(model, head, open_trunk, rows=rows)
     bandwidth = max(bandwidth, memory_bandwidth(model.device))  # other work may have come between
     return Diagnosis(
         rows=rows,
-        horizon=horizon,
+        horizon=head.config.horizon,
+        drafting=drafting,
+        compiling=compiling,
         bandwidth=bandwidth,
         weight_bytes=forward_bytes(model),
-        costs=found,
+        costs=costs,
         statistics=DecodingStatistics.merged(run.statistics for run in runs if run.statistics is not None),
+        tried=tried,
         prompts=len(ids),
         new_tokens=sum(len(run.tokens) for run in runs),
         temperature=sampling.temperature,
     )
 
 
-def stages(*, rows: int, prompts: int) -> int:
+def stages(*, rows: int, prompts: int, compiled: bool) -> int:
     """How many lines `examine` says."""
-    return 1 + len({1, rows}) + prompts
+    return 1 + len({1, rows}) + prompts + 2 * compiled
+
+
+def compiled_trunks(model: PreTrainedModel, head: DraftHead, *, rows: int) -> OpenTrunk:
+    """Compile `model` for up to `rows` texts, and say how to open trunks of it."""
+    compiled = warm_up(model, head, rows=rows)
+    return lambda count: compiled.trunk(taps=head.config.taps, rows=count)
+
+
+def compiling_gain(model: PreTrainedModel, head: DraftHead, open_trunk: OpenTrunk, *, rows: int) -> float:
+    """Seconds of a plain forward over those of one in the trunks of `open_trunk`; timed in turn."""
+    eager: list[float] = []
+    compiled: list[float] = []
+    for _ in range(TURNS):
+        for way, seconds in ((None, eager), (open_trunk, compiled)):
+            costs = measure(model, head, rows=[rows], widths=[1], lengths=[1], open_trunk=way)
+            seconds.append(costs.forward_seconds(rows, 1))
+    return min(eager) / min(compiled)
 
 
 def some_of_each_kind(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """The first `count` prompts, one of each kind in turn."""
     return [prompts[index] for index in spread([prompt.kind for prompt in prompts])[:count]]
-
-
-def to_dict(found: Diagnosis, *, model: str, head: str, on: PreTrainedModel) -> dict[str, Any]:
-    """All figures, ready for JSON; seconds, bytes per second, and ratios to plain decoding."""
-    return {
-        "model": model,
-        "head": head,
-        "dtype": str(on.dtype).removeprefix("torch."),
-        "device": device_name(on.device),
-        "threads": torch.get_num_threads(),
-        "batch": found.rows,
-        "memory_bandwidth": found.bandwidth,
-        "weight_bytes": found.weight_bytes,
-        "limit_seconds": found.limit_seconds,
-        "share_of_limit": found.limit_seconds / found.plain_seconds,
-        "forward_seconds": {str(w): s for (rows, w), s in found.costs.forward.items() if rows == found.rows},
-        "drafting_seconds": {
-            str(k): s for (rows, k), s in found.costs.drafting.items() if rows == found.rows
-        },
-        "prompts": found.prompts,
-        "new_tokens": found.new_tokens,
-        "temperature": found.temperature,
-        "acceptance": found.acceptance,
-        "mean_acceptance_length": found.statistics.mean_acceptance_length,
-        "expected_ratio": dict(enumerate(found.ratios)),
-        "best_drafts": found.best,
-        "plain_tokens_per_second": found.rows / found.plain_seconds,
-        "expected_tokens_per_second": found.rows / found.plain_seconds * found.ratios[found.best],
-        "versions": versions(),
-    }
