@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 
 import polydraft
 from polydraft.cli import app
-from polydraft.decoding import measuring
+from polydraft.decoding import measuring, plan
 from polydraft.decoding.costs import Costs, load_costs, machine_key, save_costs
+from polydraft.decoding.refusals import takes_trees
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.evaluation import bandwidth, doctor
 from polydraft.evaluation.advice import advice, verdict
@@ -183,6 +184,7 @@ def test_bandwidth_counts_what_is_read_and_written(monkeypatch: pytest.MonkeyPat
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """`--model`, `--head` and `--prompts` of a tiny model, with a cache and quick rounds of their own."""
     monkeypatch.setenv("POLYDRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "takes_trees", takes_trees)  # which other tests leave alone
     monkeypatch.setattr(measuring, "SECONDS", 0.0)
     monkeypatch.setattr(bandwidth, "ROUNDS", 1)
     model, tokenizer = load_model(str(tiny_folder(tmp_path / "model")), dtype=torch.float32)
