@@ -129,7 +129,5 @@ def test_what_cannot_be() -> None:
 def test_what_an_adapter_switches_is_not_compiled() -> None:
     model, head = pair()
     verify_with_base(model, head)
-    with pytest.raises(
-        InputError, match="an adapter on and off and cannot be compiled"
-    ):
+    with pytest.raises(InputError, match="an adapter on and off and cannot be compiled"):
         generate(model, head, PROMPT, max_new_tokens=2, compiled=True)

@@ -44,7 +44,7 @@ from tests.decoding.tables import LENGTH, Array, WatchedEngine, drawn, enumerate
 from tests.tiny import tiny_model
 
 FALSE_ALARM_RATE = 1e-4
-DRAWS = 60_000
+DRAWS = 30_000
 FEWER_DRAWS = 20_000
 FEWEST_DRAWS = 10_000
 
