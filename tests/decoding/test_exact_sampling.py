@@ -2,7 +2,7 @@
 
 False alarms: a correct decoder fails one test with probability 1e-4; seeds are fixed, so it never changes.
 Power: above 0.9999 for each of the planted faults, at 5,000 draws; asserted. The tests have 10,000 to
-60,000. See `test_exact_steps` for the same without draws.
+30,000. See `test_exact_steps` for the same without draws.
 """
 
 from __future__ import annotations

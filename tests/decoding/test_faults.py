@@ -36,8 +36,12 @@ KIND = "gemma3"
 
 
 def interrupt() -> None:
-    """Ctrl-C."""
-    signal.raise_signal(signal.SIGINT)
+    """Ctrl-C, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fail() -> None:
