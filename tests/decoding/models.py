@@ -15,13 +15,15 @@ from polydraft.decoding import DraftedOutput
 from polydraft.hidden import HiddenTap
 from polydraft.joint import Independent, JointDistribution, LatentMixture
 from tests.decoding.oracle import SURE, OracleHead, oracle
-from tests.tiny import EVERY_KIND, tiny_model
+from tests.tiny import EVERY_KIND, KINDS, tiny_model
 
 VOCAB_SIZE, HORIZON, NEW_TOKENS, ROWS = 64, 3, 24, 16
 PADDING = 0
 
 CASES = [*EVERY_KIND, "llama-eager", "gpt2-eager", "gemma3-eager", "mixtral-eager"]
 """Every kind with the attention it has by default, some with another."""
+DAILY = [*KINDS, "gemma3-eager"]
+"""Those that the fast tests run over; the others are marked slow."""
 
 
 class OracleOfMany(OracleHead):

@@ -9,6 +9,7 @@ import torch
 
 from tests.decoding.models import (
     CASES,
+    DAILY,
     HORIZON,
     NEW_TOKENS,
     PADDING,
@@ -31,7 +32,9 @@ def block_of(case: str) -> dict[str, Any]:
     return {"features": "block", "block": BLOCK, "layers": [] if case == "gemma3n" else [1]}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in DAILY else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 class TestEveryModel:
     def test_says_something_to_go_wrong_with(self, case: str) -> None:
         _, prompts, texts = known(case)
