@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polydraft.decoding.tree import DraftTree
 from polydraft.joint import Chain
+from polydraft.masks import tree_depths
 
 
 class Draft(NamedTuple):
@@ -21,7 +22,7 @@ class Draft(NamedTuple):
             where they were chosen, not drawn.
         parents: of a tree, per token the index of that before it, -1 for the pending token; None: a chain.
         copied: from the text, not asked of the head.
-        tree: where nodes of it were drawn; `draft_index` and `log_rows` are then its own.
+        tree: where nodes of it were drawn: it holds what from.
     """
 
     tokens: list[int]
@@ -47,10 +48,7 @@ class Draft(NamedTuple):
         """How far each token lies behind the pending one, from 1."""
         if self.parents is None:
             return list(range(1, len(self.tokens) + 1))
-        out: list[int] = []
-        for parent in self.parents:
-            out.append(1 if parent < 0 else out[parent] + 1)
-        return out
+        return [depth + 1 for depth in tree_depths(self.parents)]
 
     def first(self, count: int | None) -> Draft:
         """The chain cut to `count` tokens, None for all of it; of a tree, which is never too deep, all."""

@@ -86,6 +86,7 @@ class Decoder:
         drafting = self.plan.drafts(model, do_sample=bool(generation_config.do_sample))
         if rows > 1 or drafting == "tree":
             refuse_batch(model)
+        policy, copying = self.plan.policies(model, self.head, drafting, rows=rows)
         engine = Engine(
             self.head,
             processors=logits_processor,
@@ -93,8 +94,8 @@ class Decoder:
             generator=self.generator,
             verification=self.plan.verification,
             drafting=drafting,
-            policy=self.plan.policy(model, self.head, drafting, rows=rows),
-            copying=self.plan.copying(model, self.head, drafting, rows=rows),
+            policy=policy,
+            copying=copying,
             keep_scores=bool(generation_config.output_scores),
             keep_logits=bool(generation_config.output_logits),
         )
@@ -143,7 +144,7 @@ class Decoder:
         if on_progress is not None:
             on_progress("measuring what drafts cost here, once")
         drafting = self.plan.drafts(model, do_sample=do_sample)
-        self.plan.policy(model, self.head, drafting, rows=rows)
+        self.plan.policies(model, self.head, drafting, rows=rows)
 
 
 def _padding(config: GenerationConfig) -> int:

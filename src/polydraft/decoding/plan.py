@@ -56,25 +56,24 @@ class Plan:
             return partial(EagerTrunk, model)
         return warm_up(model, head, rows=rows).trunk
 
-    def policy(self, model: PreTrainedModel, head: DraftHead, drafting: str, *, rows: int) -> Policy:
-        """How many drafts the head makes; `drafting` as `drafts` gives it."""
-        length = asked_length(self.draft_length)
-        if length is not None:
-            return Fixed(length)
-        costs = self._costs(model, head, drafting, rows=rows)
-        if drafting == "tree":
-            return Measured(costs, TreeExpectation(MOST_NODES))
-        return Measured(costs, ChainExpectation(head.config.horizon))
+    def policies(
+        self, model: PreTrainedModel, head: DraftHead, drafting: str, *, rows: int
+    ) -> tuple[Policy, Policy | None]:
+        """How many drafts the head makes, and how many are copied from the text; None for none ever.
 
-    def copying(self, model: PreTrainedModel, head: DraftHead, drafting: str, *, rows: int) -> Policy | None:
-        """How many drafts are copied from the text; None for none ever."""
-        most = self.prompt_lookup_num_tokens
-        if most is None:
-            return None
-        if asked_length(self.draft_length) is not None:
-            return Fixed(most)
+        Args:
+            drafting: as `drafts` gives it.
+        """
+        length, most = asked_length(self.draft_length), self.prompt_lookup_num_tokens
+        if length is not None:
+            return Fixed(length), None if most is None else Fixed(most)
         costs = self._costs(model, head, drafting, rows=rows)
-        return Measured(costs.copying(), ChainExpectation(most, likely=LIKELY_COPY))
+        tree = drafting == "tree"
+        own = TreeExpectation(MOST_NODES) if tree else ChainExpectation(head.config.horizon)
+        if most is None:
+            return Measured(costs, own), None
+        copies = ChainExpectation(most, likely=LIKELY_COPY)
+        return Measured(costs, own), Measured(costs.copying(), copies)
 
     def _costs(self, model: PreTrainedModel, head: DraftHead, drafting: str, *, rows: int) -> Costs:
         return machine_costs(

@@ -99,8 +99,7 @@ def drafted(
     """`polydraft.generate` with `head`; `options`: some of `drafting_options`, before the sampling's."""
 
     def continues(inputs: dict[str, Tensor], sampling: Sampling) -> Continued:
-        modes = {"verification": sampling.verification, "drafting": sampling.drafting} | dict(options)
-        arguments: dict[str, Any] = inputs | _arguments(sampling) | modes
+        arguments: dict[str, Any] = inputs | _arguments(sampling) | sampling.modes | dict(options)
         out = polydraft.generate(model, head, **arguments)
         assert out.sequences is not None
         assert out.statistics is not None
