@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from polydraft.evaluation.grid.config import Base, Cell, GridConfig
+from polydraft.evaluation.grid.progress import Silent
+from polydraft.evaluation.grid.store import Store
+from polydraft.evaluation.grid.targets import Target
+from polydraft.evaluation.grid.texts import Continuation, read_texts, write_texts
 from polydraft.files import write_atomic
 from polydraft.heads import DraftConfig, DraftHead
 from polydraft.joint import MEMBERS
 from polydraft.training.losses import Anchors
+from polydraft.training.options import TrainOptions
 from polydraft.training.teacher import Teacher
 from polydraft.versions import versions
 
@@ -96,3 +102,16 @@ def save(path: Path, *, settings: dict[str, Any], rows: Sequence[dict[str, Any]]
         "rows": list(rows),
     }
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def continuations(model: str, folder: Path, target: Target) -> Callable[[Sequence[int]], list[Continuation]]:
+    """The continuations of the held-out prompts in the folder of a grid, written first where there are none.
+
+    Returns:
+        what reads them, given the layers whose states are wanted.
+    """
+    cell = Cell(name="texts", base=Base(model=model, data=()), options=TrainOptions())
+    config = GridConfig(dtype="bfloat16", cells=(cell,))
+    store = Store(folder)
+    write_texts(config, store, cell, target, progress=Silent())
+    return lambda layers: read_texts(config.evaluation, store.texts(cell), target.model, layers=layers)

@@ -16,14 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import save, table
+from common import continuations, save, table
 
 from polydraft.evaluation.grid.acceptance import walk_rows
-from polydraft.evaluation.grid.config import Evaluation, GridConfig
 from polydraft.evaluation.grid.figures import ALL, Bootstrap, Counts, conditional, interval, lengths
-from polydraft.evaluation.grid.progress import Silent
-from polydraft.evaluation.grid.store import Store
-from polydraft.evaluation.grid.texts import read_texts, write_texts
+from polydraft.evaluation.grid.targets import Target
 from polydraft.evaluation.prompts import prompts_path, read_prompts
 from polydraft.loading import load_head, load_model, set_threads
 
@@ -47,16 +44,14 @@ def main() -> None:
     given = parser.parse_args()
     set_threads(given.threads)
     model, tokenizer = load_model(given.model, dtype=torch.bfloat16)
-    config = GridConfig(model=given.model, dtype="bfloat16", data=(), cells=(), evaluation=Evaluation())
-    store = Store(given.texts)
-    write_texts(config, store, model, tokenizer, progress=Silent())
-    prompts = read_prompts(prompts_path(config.evaluation.prompts))
+    texts_of = continuations(given.model, given.texts, Target(model, tokenizer))
+    prompts = read_prompts(prompts_path("heldout"))
     bootstrap = Bootstrap.draw([prompt.kind for prompt in prompts], draws=2000, seed=0)
     rows: list[dict[str, Any]] = []
     first: dict[str, Counts] = {}
     for name in given.heads:
         head = load_head(name, model=model, tokenizer=tokenizer)
-        texts = read_texts(config, store, model, layers=head.config.layers)
+        texts = texts_of(head.config.layers)
         for mode in ("greedy", "sampled"):
             found = walk_rows(head, texts, mode=mode)
             counts = Counts.of(found, len(prompts))

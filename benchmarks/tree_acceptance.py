@@ -19,15 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import save, table
+from common import continuations, save, table
 from torch import Tensor
 
 from polydraft.decoding.tree import DraftTree, Level, choose_tree
 from polydraft.decoding.tree_drawn import draw_children, level_sizes
-from polydraft.evaluation.grid.config import Evaluation, GridConfig
-from polydraft.evaluation.grid.progress import Silent
-from polydraft.evaluation.grid.store import Store
-from polydraft.evaluation.grid.texts import read_texts, write_texts
+from polydraft.evaluation.grid.targets import Target
 from polydraft.evaluation.replay import Text, features_along
 from polydraft.heads import DraftHead
 from polydraft.joint import JointDistribution
@@ -138,10 +135,8 @@ def main() -> None:
     torch.manual_seed(0)
     model, tokenizer = load_model(given.model, dtype=torch.bfloat16)
     head = load_head(given.head, model=model, tokenizer=tokenizer)
-    config = GridConfig(model=given.model, dtype="bfloat16", data=(), cells=(), evaluation=Evaluation())
-    store = Store(given.texts)
-    write_texts(config, store, model, tokenizer, progress=Silent())
-    every = read_texts(config, store, model, layers=head.config.layers)
+    texts_of = continuations(given.model, given.texts, Target(model, tokenizer))
+    every = texts_of(head.config.layers)
     greedy, sampled = (
         [item.text for item in every if item.sampled == mode][: given.most] for mode in (False, True)
     )

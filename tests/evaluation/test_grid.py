@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,7 @@ def trained(root: Path, out: Path) -> Path:
 
 
 def run(config: GridConfig, out: Path, **options: Any) -> dict[str, Any]:
-    model, tokenizer = load_model(config.model, dtype=torch.float32)
-    return run_grid(config, out, model, tokenizer, **options)
+    return run_grid(config, out, partial(load_model, dtype=torch.float32), **options)
 
 
 def test_report(root: Path) -> None:
@@ -183,9 +183,8 @@ def test_a_broken_off_grid_goes_on_to_the_same_end(root: Path, tmp_path: Path) -
     finished = contents(tmp_path)
     assert (tmp_path / "cells/ind/head/config.json").exists()
     assert (tmp_path / "cells/cp2/head/checkpoints").exists()
-    for count in ("texts", "replay", "wall clock"):
-        with pytest.raises(Stopped):
-            run(config, tmp_path, progress=Breaking(count=count))
+    with pytest.raises(Stopped):
+        run(config, tmp_path, progress=Breaking(count="wall clock"))
     timed = json.loads((tmp_path / "cells/cp2/cp2.speed.json").read_text())
     run(config, tmp_path)
     after = contents(tmp_path)
@@ -208,7 +207,7 @@ def test_heads_that_are_not_trained_yet_are_left_out(root: Path, tmp_path: Path)
 
 def test_no_prompt_is_timed_beyond_the_budget(root: Path, tmp_path: Path) -> None:
     config = read_config(root / "grid.toml")
-    found = run(config, trained(root, tmp_path / "out"), stages=["speed"], budget_seconds=0)
+    found = run(config, trained(root, tmp_path / "out"), stages=["speed"], budget_minutes=0)
     assert all(not row["speed"] and not row["acceptance"] for row in found["cells"])
 
 
@@ -262,6 +261,13 @@ def test_a_variant_that_drafts_otherwise_is_replayed_anew(root: Path, tmp_path: 
     )
     rows = {row["name"]: row for row in found["cells"]}
     assert rows["cp2-top1"]["acceptance"] == rows["cp2"]["acceptance"]  # all components of two
+
+
+def test_nothing_is_trained_beyond_the_budget(root: Path, tmp_path: Path) -> None:
+    found = run(read_config(root / "grid.toml"), tmp_path, budget_minutes=0)
+    assert found["cells"] == [] and found["asked"] == 4
+    assert not (tmp_path / "cells").exists()
+    assert "0 of 4 cells are done" in (tmp_path / "results.md").read_text()
 
 
 def test_unknown_stage(root: Path) -> None:

@@ -57,7 +57,8 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert [cell.init_from for cell in config.trained] == [None, "start", "start", "cp8", None]
     assert [cell.options.steps for cell in config.trained] == [9, 7, 7, 7, 7]
     assert [cell.options.rank for cell in config.trained] == [1, 1, 8, 16, 1]
-    assert config.data == (Path("a"), Path("b")) and config.cache == Path("c")
+    (base,) = config.bases
+    assert base.data == (Path("a"), Path("b")) and base.cache == Path("c") and base.prompts == "heldout"
     assert config.evaluation.samples == 3
     assert [variant.name for variant in config.variants] == ["ind", "cp8", "more", "cold", "top2"]
     assert config.variants[-1] == Variant(name="top2", cell="cp8", components=2)
@@ -79,7 +80,7 @@ def test_the_shipped_file() -> None:
         ('model = "m"', "", "`model` is missing"),
         ('model = "m"', "model = 3", "`model` must be of type str"),
         ('data = ["a", "b"]', "data = [1]", "`data` must be a list of paths"),
-        ('cache = "c"', 'cached = "c"', "unknown key 'cached': known are model"),
+        ('cache = "c"', 'cached = "c"', "unknown key 'cached': known are title"),
         ("steps = 7", "step = 7", r"\[defaults\]: unknown key 'step'"),
         ("steps = 7", 'steps = "7"', r"\[defaults\]: `steps` must be of type int"),
         ("steps = 7", "steps = 0", r"\[defaults\]: steps must be at least 1"),
@@ -106,6 +107,71 @@ def test_refusals_name_the_file_and_the_place(tmp_path: Path, old: str, new: str
         read_config(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+BASES = """
+[defaults]
+joint = "cp"
+[[bases]]
+name = "x"
+model = "mx"
+data = ["dx"]
+test = ["tx"]
+prompts = "px"
+[[bases]]
+name = "y"
+model = "my"
+data = ["dy"]
+[[cells]]
+name = "{base}-r{rank}"
+axes = { base = ["x", "y"], rank = [1, 2] }
+trunk = "scratch"
+[[tables]]
+name = "t"
+title = "T"
+where = { base = "x", rank = [1, 2] }
+rows = ["rank"]
+columns = ["greedy"]
+"""
+
+
+def test_axes_are_multiplied_out_over_bases(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path / "grid.toml", BASES))
+    assert [cell.name for cell in config.cells] == ["x-r1", "x-r2", "y-r1", "y-r2"]
+    assert [cell.options.rank for cell in config.cells] == [1, 2, 1, 2]
+    assert [base.model for base in config.bases] == ["mx", "my"]
+    assert config.cells[0].base.test == (Path("tx"),) and config.cells[0].base.prompts == "px"
+    assert all(cell.own_model for cell in config.cells)
+    references = [config.reference(cell) for cell in config.cells]
+    assert [cell.name if cell else None for cell in references] == ["x-r1", "x-r1", "y-r1", "y-r1"]
+    assert config.tables[0].where == {"base": ("x",), "rank": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('base = ["x", "y"]', 'base = ["z"]', "`base` must be one of x, y, got 'z'"),
+        ('name = "{base}-r{rank}"', 'name = "{bse}"', "holds what is no axis: 'bse'"),
+        ('name = "{base}-r{rank}"', 'name = "{base}"', "the name 'x' is taken"),
+        ("rank = [1, 2] }\ntrunk", "rank = [] }\ntrunk", "`axes` must be a table of lists"),
+        ('model = "my"', "", "base 'y': `model` is missing"),
+        ("[defaults]", 'model = "m"\n[defaults]', "`model` stands beside"),
+        ("[[tables]]", "[start]\n[[tables]]", r"\[start\] is for grids of one base"),
+        ('trunk = "scratch"', 'trunk = "lora"\nverifier = "base"', "verifier must be 'trained'"),
+        ('title = "T"', "", r"\[\[tables\]\]: `title` is missing"),
+    ],
+)
+def test_refusals_of_bases_and_axes(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in BASES
+    with pytest.raises(InputError, match=message):
+        read_config(write(tmp_path / "grid.toml", BASES.replace(old, new)))
+
+
+@pytest.mark.parametrize("name", ["field", "scratch-prose", "scratch-code", "finetune"])
+def test_the_files_of_the_results(name: str) -> None:
+    config = read_config(Path(__file__).parents[2] / "configs" / f"{name}.toml")
+    assert all(config.reference(cell) for cell in config.cells)
+    assert config.tables
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

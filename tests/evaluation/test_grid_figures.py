@@ -113,13 +113,15 @@ def cell(name: str, *, rank: int, horizon: int, complete: bool = True) -> dict[s
 def content() -> dict[str, Any]:
     cells = [cell("one", rank=1, horizon=2), cell("two", rank=2, horizon=3)]
     settings = {"model": "m", "dtype": "float32", "kinds": ["all", "a"], "command": "polydraft", "samples": 2}
-    rest = {"prompts": "heldout", "max_new_tokens": 9, "draws": 5}
+    rest: dict[str, Any] = {"prompts": "heldout", "max_new_tokens": 9, "draws": 5, "tables": {}, "asked": 4}
+    rest["title"] = "Heads"
     del cells[0]["speed"]["sampled"]["against_token"]
     return {"cells": [*cells, cell("three", rank=3, horizon=2, complete=False)]} | settings | rest
 
 
 def test_markdown_has_a_row_for_all_that_is_known() -> None:
     lines = markdown(content()).splitlines()
+    assert "3 of 4 cells are done." in lines
     assert "| one | 2 | 1.600 [1.400, 1.900] | 1.60 | - |" in lines
     assert "| two | 3 | 1.700 [1.400, 1.900] | 1.70 | 1.200 [1.100, 1.300] |" in lines
     assert "| one | 50% | 50% |  |" in lines
@@ -132,7 +134,7 @@ def test_markdown_has_a_row_for_all_that_is_known() -> None:
 
 @pytest.mark.skipif(not can_plot(), reason="the extra `plots` is not installed")
 def test_pictures_are_png_files(tmp_path: Path) -> None:
-    paths = plot_results(content(), tmp_path)
+    paths = [path for path, alt in plot_results(content(), tmp_path) if alt]
     assert [path.name for path in paths] == ["acceptance.png", "rank.png", "speed.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for path in paths)
     nothing = content() | {"cells": [cell("three", rank=3, horizon=2, complete=False)]}

@@ -18,7 +18,7 @@ from polydraft.evaluation.replay import Text, replay, survival
 from polydraft.heads import DraftHead
 from polydraft.training.data import Document
 from polydraft.training.walk import Walk, fitting, walk
-from tests.tiny import tiny_head, tiny_model
+from tests.tiny import BLOCK, tiny_head, tiny_model
 
 VOCAB_SIZE = 8
 PROMPT = [1, 2, 3]
@@ -28,6 +28,15 @@ HEADS: list[dict[str, Any]] = [
     {"joint": "hmm", "rank": 2, "horizon": 4, "draft_vocab_size": 6},
     {"joint": "cp-markov", "rank": 2, "horizon": 3, "draft_vocab_size": 6},
     {"joint": "cp", "rank": 4, "horizon": 3, "components": 2},
+    {"joint": "sequential", "rank": 1, "horizon": 3, "draft_vocab_size": 6},
+    {
+        "joint": "recurrent",
+        "rank": 1,
+        "horizon": 4,
+        "draft_vocab_size": 6,
+        "features": "block",
+        "block": BLOCK,
+    },
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from polydraft.cli import options
+from polydraft.cli import options, overhead, page, project
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -70,7 +71,7 @@ def grid(
     ] = None,
     budget_minutes: Annotated[
         float | None,
-        typer.Option(help="No further prompt is timed after these.", show_default=False),
+        typer.Option(help="Nothing further is begun after these: no cell, no prompt.", show_default=False),
     ] = None,
     threads: options.Threads = None,
 ) -> None:
@@ -86,22 +87,26 @@ def grid(
     stages = tuple(stage or STAGES)
     check_stages(stages)
     folder = out or Path("runs") / config.stem
-    model, tokenizer, note = options.open_model(
-        model=found.model, dtype=found.dtype, threads=threads, console=console
-    )
+    dtype, note = options.begin(dtype=found.dtype, threads=threads, console=console)
     console.print(note)
+    from polydraft.loading import load_model
+
     content = run_grid(
         found,
         folder,
-        model,
-        tokenizer,
+        partial(load_model, dtype=dtype, on_progress=console.print),
         stages=stages,
-        budget_seconds=None if budget_minutes is None else 60 * budget_minutes,
+        budget_minutes=budget_minutes,
         progress=GridProgress(console),
         command=options.command_line(),
     )
     Console().print(grid_table(content))
     console.print(f"report in {folder}", markup=False, soft_wrap=True)
+
+
+app.command()(page.page)
+app.command()(overhead.overhead)
+app.command()(project.project)
 
 
 def grid_table(content: dict[str, Any]) -> Table:

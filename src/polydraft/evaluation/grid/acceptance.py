@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from polydraft.evaluation.grid.config import GridConfig, Variant
-from polydraft.evaluation.grid.progress import Progress
+from polydraft.evaluation.grid.config import Cell, GridConfig, Variant
 from polydraft.evaluation.grid.store import Store, write_json
+from polydraft.evaluation.grid.targets import Target
 from polydraft.evaluation.grid.texts import Continuation, read_texts
 from polydraft.evaluation.replay import MODES, replay
 from polydraft.heads import DraftHead
@@ -17,11 +15,9 @@ from polydraft.loading import load_head
 from polydraft.modes import VERIFICATION
 
 
-def open_variant(
-    store: Store, variant: Variant, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> DraftHead:
+def open_variant(store: Store, variant: Variant, target: Target) -> DraftHead:
     """Its head, drafting as the variant says."""
-    head = load_head(str(store.head(variant.cell)), model=model, tokenizer=tokenizer)
+    head = load_head(str(store.head(variant.cell)), model=target.model, tokenizer=target.tokenizer)
     if variant.components is not None:
         head.config.components = variant.components
     return head
@@ -33,38 +29,39 @@ def modes_of(head: DraftHead) -> tuple[str, ...]:
     return tuple(mode for mode in MODES if not (mode == "components" and plain))
 
 
-def replay_variants(
-    config: GridConfig,
-    store: Store,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    progress: Progress,
-) -> None:
-    """Replay every trained head that has no replay along these texts yet.
+class Replays:
+    """Replays heads along the continuations; those of a base that many heads share are read once."""
 
-    Block verification judges whole drafts, not tokens one by one: its acceptance comes from decoding.
-    """
-    wanted = [
-        variant
-        for variant in config.variants
-        if variant.verification == VERIFICATION
-        and store.is_trained(variant.cell)
-        and not store.replay(variant)
-    ]
-    if not wanted:
-        return
-    texts: dict[tuple[int, ...], list[Continuation]] = {}  # by the layers that heads read
-    with progress.counting("replay", len(wanted)) as advance:
-        for variant in wanted:
-            head = open_variant(store, variant, model, tokenizer)
-            layers = tuple(head.config.layers)
-            if layers not in texts:
-                texts[layers] = read_texts(config, store, model, layers=layers)
-            rows = {mode: walk_rows(head, texts[layers], mode=mode) for mode in modes_of(head)}
-            made_with = store.replay_settings(variant)
-            write_json(store.replay_path(variant), {"made_with": made_with, "modes": rows})
-            advance(variant.name)
+    def __init__(self, config: GridConfig, store: Store) -> None:
+        self.config, self.store = config, store
+        self._texts: dict[tuple[str, tuple[int, ...]], list[Continuation]] = {}  # also by the layers read
+
+    def wanted(self, cell: Cell) -> list[Variant]:
+        """Variants of a trained cell that have no replay along its texts yet.
+
+        Block verification judges whole drafts, not tokens one by one: its acceptance comes from decoding.
+        """
+        own = [variant for variant in self.config.variants if variant.cell == cell.name]
+        judged = [variant for variant in own if variant.verification == VERIFICATION]
+        return [variant for variant in judged if not self.store.replay(variant, cell)]
+
+    def replay(self, cell: Cell, target: Target) -> None:
+        """Replay those."""
+        for variant in self.wanted(cell):
+            head = open_variant(self.store, variant, target)
+            texts = self._read(cell, target, tuple(head.config.layers))
+            rows = {mode: walk_rows(head, texts, mode=mode) for mode in modes_of(head)}
+            made_with = self.store.replay_settings(variant, cell)
+            write_json(self.store.replay_path(variant), {"made_with": made_with, "modes": rows})
+
+    def _read(self, cell: Cell, target: Target, layers: tuple[int, ...]) -> list[Continuation]:
+        folder = self.store.texts(cell)
+        if cell.own_model:
+            return read_texts(self.config.evaluation, folder, target.model, layers=layers)
+        key = (cell.base.name, layers)
+        if key not in self._texts:
+            self._texts[key] = read_texts(self.config.evaluation, folder, target.model, layers=layers)
+        return self._texts[key]
 
 
 def walk_rows(head: DraftHead, texts: Sequence[Continuation], *, mode: str) -> list[dict[str, Any]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -20,16 +20,21 @@ from polydraft.errors import InputError, PolydraftError
 from polydraft.evaluation.grid.config import Cell, GridConfig
 from polydraft.evaluation.grid.progress import Progress
 from polydraft.evaluation.grid.store import Store, cell_identity, claim, read_json, write_json
+from polydraft.evaluation.grid.targets import Targets
 from polydraft.loading import load_head
 from polydraft.training.data import data_hash, read_documents
 from polydraft.training.run import head_config, train
 
 
 class Clock(TrainerCallback):
-    """Adds up the seconds of a training run over its parts, at every checkpoint and at the end."""
+    """Adds up the seconds of a training run over its parts, and the median of a step of the last part.
+
+    Written at every checkpoint and at the end.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.steps: list[float] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
@@ -38,65 +43,87 @@ class Clock(TrainerCallback):
         earlier = (read_json(self.path) or {}) if state.global_step else {}
         self.began = time.perf_counter() - earlier.get("seconds", 0.0)
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        """A step begins."""
+        self.step_began = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        """It ends; checkpoints and held-out figures come after."""
+        self.steps.append(time.perf_counter() - self.step_began)
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         """Keep the seconds so far."""
-        write_json(self.path, {"seconds": time.perf_counter() - self.began})
+        step = median(self.steps) if self.steps else None
+        write_json(self.path, {"seconds": time.perf_counter() - self.began, "step_seconds": step})
 
     on_train_end = on_save
 
 
-def train_cells(
-    config: GridConfig,
-    store: Store,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    progress: Progress,
-    command: str = "",
-) -> None:
-    """Train every head that `store` lacks.
+class Training:
+    """Trains the cells of a grid, each when it is asked for.
+
+    All cells are checked before any is trained.
 
     Raises:
-        InputError: a head there was trained with other options or data, or one cannot be; before any is
-            trained.
+        InputError: a head in the store was trained with other options or data, or one cannot be trained.
     """
-    data = data_hash(read_documents(config.data, tokenizer))
-    for cell in config.trained:
-        try:
-            head_config(cell.options, model)
-        except PolydraftError as error:
-            raise InputError(f"cell {cell.name!r}: {error}") from error
-        if (store.folder(cell.name) / "cell.json").exists():
-            _claim(config, store, cell, data)
-    for number, cell in enumerate(config.trained, start=1):
-        if store.is_trained(cell.name):
-            continue
-        progress.note(f"cell {number} of {len(config.trained)}: {cell.name}")
-        _claim(config, store, cell, data)
-        out = store.head(cell.name)
+
+    def __init__(self, config: GridConfig, store: Store, targets: Targets, *, command: str = "") -> None:
+        self.config, self.store, self.targets, self.command = config, store, targets, command
+        self._data: dict[str, str] = {}
+        seen: dict[str, PreTrainedModel] = {}
+        for cell in config.trained:
+            if cell.base.name not in seen:
+                seen[cell.base.name] = targets.untrained(cell).model
+            try:
+                head_config(cell.options, seen[cell.base.name])
+            except PolydraftError as error:
+                raise InputError(f"cell {cell.name!r}: {error}") from error
+            if (store.folder(cell.name) / "cell.json").exists():
+                self._claim(cell)
+
+    def train(self, cell: Cell, *, progress: Progress) -> None:
+        """Train one; a finished one is left alone, a broken-off one goes on."""
+        if self.store.is_trained(cell.name):
+            return
+        number = self.config.trained.index(cell) + 1
+        progress.note(f"cell {number} of {len(self.config.trained)}: {cell.name}")
+        self._claim(cell)
+        out = self.store.head(cell.name)
         resume = (out / "run.json").exists()
         if out.exists() and not resume:
             shutil.rmtree(out)
-        source = str(store.head(cell.init_from)) if cell.init_from else cell.head
+        source = str(self.store.head(cell.init_from)) if cell.init_from else cell.head
+        model, tokenizer = self.targets.untrained(cell)
         with progress.training(cell.options.steps) as follow:
             train(
                 model,
                 tokenizer,
-                config.data,
+                cell.base.data,
                 out,
                 options=cell.options,
                 init_from=load_head(source, model=model, tokenizer=tokenizer) if source else None,
                 resume=resume,
-                cache=config.cache,
-                command=command,
-                callbacks=[Clock(store.folder(cell.name) / "seconds.json"), follow],
+                cache=None if cell.own_model else cell.base.cache,
+                command=self.command,
+                callbacks=[Clock(self.store.folder(cell.name) / "seconds.json"), follow],
                 on_note=progress.note,
             )
 
+    def _claim(self, cell: Cell) -> None:
+        folder = self.store.folder(cell.name)
+        identity = cell_identity(self.config, cell, data=self._data_hash(cell))
+        claim(folder / "cell.json", identity, what=f"cell {cell.name!r}", remove=str(folder))
 
-def _claim(config: GridConfig, store: Store, cell: Cell, data: str) -> None:
-    folder = store.folder(cell.name)
-    identity = cell_identity(config, cell, data=data)
-    claim(folder / "cell.json", identity, what=f"cell {cell.name!r}", remove=str(folder))
+    def _data_hash(self, cell: Cell) -> str:
+        base = cell.base
+        if base.name not in self._data:
+            tokenizer = self.targets.tokenizer(base, trunk=cell.options.trunk)
+            self._data[base.name] = data_hash(read_documents(base.data, tokenizer))
+        return self._data[base.name]

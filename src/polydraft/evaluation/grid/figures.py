@@ -111,6 +111,8 @@ def speeds(rows: Sequence[Mapping[str, Any]], *, draws: int, seed: int) -> dict[
         "prompts": len(rows),
         "tokens_per_second": median(drafted),
         "plain_tokens_per_second": median(plain),
+        "token_ms": 1000 / median(drafted),
+        "plain_token_ms": 1000 / median(plain),
         "ratio": median(drafted) / median(plain),
         "median_ratio": float(ratios.quantile(0.5)),
         "interval": interval(ratios[picks].quantile(0.5, dim=-1)),
@@ -118,3 +120,38 @@ def speeds(rows: Sequence[Mapping[str, Any]], *, draws: int, seed: int) -> dict[
         "cycle_cost": median(costs),
         "length": sum(row["tokens"] - 1 for row in rows) / max(sum(row["steps"] for row in rows), 1),
     }
+
+
+def window_figures(
+    rows: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, draws: int, seed: int
+) -> dict[str, Any]:
+    """Losses over windows of test text, with bootstrap intervals over windows.
+
+    `joint` is the mean of -log q(x_1..x_n) over anchors; `first_draft` that of its first position; `language`
+    the model's own loss per token, what gives the first token. `difference`: of `joint` to the reference's,
+    over the same windows.
+    """
+    nll = torch.tensor([sum(row["nll"]) for row in rows], dtype=torch.float64)
+    counts = torch.tensor([row["counts"] for row in rows], dtype=torch.float64)
+    language = torch.tensor([row["language"] for row in rows], dtype=torch.float64)
+    tokens = torch.tensor([row["tokens"] for row in rows], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(rows), (draws, len(rows)), generator=generator)
+
+    def drawn(values: Tensor, by: Tensor) -> Tensor:
+        return values[picks].sum(-1) / by[picks].sum(-1)
+
+    out = {
+        "joint": float(nll.sum() / counts.sum()),
+        "joint_interval": interval(drawn(nll, counts)),
+        "first_draft": sum(row["nll"][0] for row in rows) / float(counts.sum()),
+        "language": float(language.sum() / tokens.sum()),
+        "language_interval": interval(drawn(language, tokens)),
+        "windows": len(rows),
+    }
+    if reference:
+        base = torch.tensor([sum(row["nll"]) for row in reference], dtype=torch.float64)
+        base_counts = torch.tensor([row["counts"] for row in reference], dtype=torch.float64)
+        out["difference"] = out["joint"] - float(base.sum() / base_counts.sum())
+        out["difference_interval"] = interval(drawn(nll, counts) - drawn(base, base_counts))
+    return out

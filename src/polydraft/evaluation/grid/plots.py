@@ -10,24 +10,26 @@ from typing import Any
 from polydraft.evaluation.grid.figures import ALL
 from polydraft.files import write_atomic
 
+MOST_CELLS = 40
+"""Of a picture with a line for each cell; larger grids ask for pictures of their own."""
 MODES = {"greedy": "greedy", "sampled": "T = 1"}
 
 
-def plot_results(content: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw what there is: acceptance.png, rank.png, speed.png; returns their paths."""
+def plot_results(content: dict[str, Any], folder: Path) -> list[tuple[Path, str]]:
+    """Draw what there is: acceptance.png, rank.png, speed.png; returns paths and what they show."""
     cells = content["cells"]
     replayed = [cell for cell in cells if cell["acceptance"]]
     timed = [cell for cell in cells if cell["speed"]]
     ranked = [cell for cell in replayed if is_of_rank_series(cell)]
     out = []
-    for name, rows, draw in (
-        ("acceptance", replayed, plot_acceptance),
-        ("rank", ranked, plot_rank),
-        ("speed", timed, plot_speed),
+    for name, alt, rows, draw in (
+        ("acceptance", "tokens per step of every cell", replayed, plot_acceptance),
+        ("rank", "tokens per step against rank", ranked, plot_rank),
+        ("speed", "wall clock of every cell, drafted over plain", timed, plot_speed),
     ):
-        if rows:
-            out.append(folder / f"{name}.png")
-            write_atomic(out[-1], draw(rows))
+        if rows and len(rows) <= MOST_CELLS:
+            out.append((folder / f"{name}.png", alt))
+            write_atomic(out[-1][0], draw(rows))
     return out
 
 
@@ -42,7 +44,7 @@ def plot_acceptance(rows: Sequence[dict[str, Any]]) -> bytes:
     """Tokens per step of every cell with its interval, a panel per horizon and mode."""
     horizons = sorted({cell["horizon"] for cell in rows})
     tallest = max(sum(cell["horizon"] == n for cell in rows) for n in horizons)
-    figure, axes = _panels(len(horizons), len(MODES), height=1.2 + 0.28 * tallest)
+    figure, axes = panels(len(horizons), len(MODES), height=1.2 + 0.28 * tallest)
     for line, horizon in zip(axes, horizons, strict=True):
         for axis, (mode, title) in zip(line, MODES.items(), strict=True):
             shown = [c for c in rows if c["horizon"] == horizon and mode in c["acceptance"]]
@@ -51,12 +53,12 @@ def plot_acceptance(rows: Sequence[dict[str, Any]]) -> bytes:
             _dots(axis, [cell["name"] for cell in shown], values, [entry["interval"] for entry in found])
             axis.set_title(f"n = {horizon}, {title}", fontsize=10)
             axis.set_xlabel("tokens per step")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_rank(rows: Sequence[dict[str, Any]]) -> bytes:
     """Ratio to the independent head against rank, a line per horizon and mode."""
-    figure, axes = _panels(1, len(MODES), height=3.6)
+    figure, axes = panels(1, len(MODES), height=3.6)
     ticks = sorted({cell["rank"] for cell in rows})
     for axis, (mode, title) in zip(axes[0], MODES.items(), strict=True):
         for horizon in sorted({cell["horizon"] for cell in rows}):
@@ -69,7 +71,7 @@ def plot_rank(rows: Sequence[dict[str, Any]]) -> bytes:
             bounds = [entry.get("ratio_interval", (1.0, 1.0)) for entry in found]
             ranks = [cell["rank"] for cell in shown]
             axis.errorbar(
-                ranks, values, yerr=_errors(values, bounds), marker="o", capsize=3, label=f"n = {horizon}"
+                ranks, values, yerr=errors(values, bounds), marker="o", capsize=3, label=f"n = {horizon}"
             )
         axis.set_xscale("log", base=2)
         axis.set_xlabel("rank (1: independent)")
@@ -78,12 +80,12 @@ def plot_rank(rows: Sequence[dict[str, Any]]) -> bytes:
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def plot_speed(rows: Sequence[dict[str, Any]]) -> bytes:
     """Median ratio per prompt of tokens per second, drafted over plain, with its interval."""
-    figure, axes = _panels(1, len(MODES), height=1.2 + 0.28 * len(rows))
+    figure, axes = panels(1, len(MODES), height=1.2 + 0.28 * len(rows))
     for axis, (mode, title) in zip(axes[0], MODES.items(), strict=True):
         shown = [cell for cell in rows if mode in cell["speed"]]
         found = [cell["speed"][mode] for cell in shown]
@@ -92,10 +94,11 @@ def plot_speed(rows: Sequence[dict[str, Any]]) -> bytes:
         axis.axvline(1.0, color="grey", linewidth=0.8)
         axis.set_title(f"wall clock, {title}", fontsize=10)
         axis.set_xlabel("drafted over plain tokens per second, median over prompts")
-    return _png(figure)
+    return png(figure)
 
 
-def _panels(lines: int, columns: int, *, height: float) -> tuple[Any, Any]:
+def panels(lines: int, columns: int, *, height: float) -> tuple[Any, Any]:
+    """A figure and its axes, (lines, columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -107,20 +110,21 @@ def _panels(lines: int, columns: int, *, height: float) -> tuple[Any, Any]:
 def _dots(axis: Any, names: list[str], values: list[float], bounds: list[list[float]]) -> None:
     """A dot with its interval per name, the first on top."""
     places = range(len(names))
-    axis.errorbar(values, places, xerr=_errors(values, bounds), fmt="o", capsize=3)
+    axis.errorbar(values, places, xerr=errors(values, bounds), fmt="o", capsize=3)
     axis.set_yticks(places, names, fontsize=8)
     axis.margins(y=0.5 / max(len(names), 1))
     axis.invert_yaxis()
     axis.grid(alpha=0.3, axis="x")
 
 
-def _errors(values: list[float], bounds: list[list[float]]) -> list[list[float]]:
+def errors(values: list[float], bounds: list[list[float]]) -> list[list[float]]:
     """Lengths of error bars from the ends of intervals."""
     pairs = list(zip(values, bounds, strict=True))
     return [[max(v - low, 0) for v, (low, _) in pairs], [max(high - v, 0) for v, (_, high) in pairs]]
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """The figure as a PNG file."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()

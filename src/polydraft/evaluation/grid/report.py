@@ -12,53 +12,81 @@ import torch
 from safetensors import safe_open
 
 from polydraft.evaluation.grid.config import Cell, GridConfig, Variant
-from polydraft.evaluation.grid.figures import ALL, Bootstrap, Counts, conditional, lengths, speeds
+from polydraft.evaluation.grid.figures import (
+    ALL,
+    Bootstrap,
+    Counts,
+    conditional,
+    lengths,
+    speeds,
+    window_figures,
+)
+from polydraft.evaluation.grid.pivot import pivot
 from polydraft.evaluation.grid.store import Store, read_json
 from polydraft.evaluation.prompts import prompts_path, read_prompts
 from polydraft.evaluation.replay import MODES
 from polydraft.modes import VERIFICATION
+from polydraft.training.trunk import MODEL
 from polydraft.versions import versions
 
 DRAFT_IDS = "draft_ids"
+OPTIONS = (
+    "joint", "rank", "horizon", "features", "map_rank", "own_unembedding", "draft_vocab_size", "balance",
+    "trunk", "lm_weight", "steps", "batch_size", "seed",
+)  # fmt: skip
+"""Of a cell's training, fields of its row."""
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 
 
 def results(config: GridConfig, store: Store, *, command: str = "") -> dict[str, Any]:
-    """A row per variant of a trained cell, with what there is of it, and the settings of all."""
+    """A row per variant of a trained cell, the tables asked for, and the settings."""
     evaluation = config.evaluation
-    kinds = [prompt.kind for prompt in read_prompts(prompts_path(evaluation.prompts))]
-    bootstrap = Bootstrap.draw(kinds, draws=evaluation.draws, seed=evaluation.seed)
+    kinds = {
+        base.name: [prompt.kind for prompt in read_prompts(prompts_path(base.prompts))]
+        for base in config.bases
+    }
+    bootstraps = {
+        name: Bootstrap.draw(found, draws=evaluation.draws, seed=evaluation.seed)
+        for name, found in kinds.items()
+    }
     variants = [variant for variant in config.variants if store.is_trained(variant.cell)]
-    settings = ("prompts", "max_new_tokens", "samples", "speed_prompts", "speed_tokens", "draws", "seed")
-    return {
-        "cells": [row(config, store, variant, bootstrap) for variant in variants],
-        "model": config.model,
+    settings = ("max_new_tokens", "samples", "speed_prompts", "speed_tokens", "draws", "seed")
+    content: dict[str, Any] = {
+        "cells": [
+            row(config, store, variant, bootstraps[config.cell(variant.cell).base.name])
+            for variant in variants
+        ],
+        "title": config.title or f"{config.bases[0].model}: heads compared",
+        "asked": len(config.variants),
+        "model": ", ".join(dict.fromkeys(base.model for base in config.bases)),
+        "prompts": ", ".join(dict.fromkeys(base.prompts for base in config.bases)),
         "dtype": config.dtype,
-        "data": [str(path) for path in config.data],
-        "kinds": list(bootstrap.groups()),
+        "data": [str(path) for base in config.bases for path in base.data],
+        "kinds": list(dict.fromkeys(kind for found in bootstraps.values() for kind in found.groups())),
         **{name: getattr(evaluation, name) for name in settings},
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "command": command,
     }
+    return content | {"tables": {spec.name: pivot(content, spec) for spec in config.tables}}
 
 
 def row(config: GridConfig, store: Store, variant: Variant, bootstrap: Bootstrap) -> dict[str, Any]:
     """What is known of one variant."""
     cell = config.cell(variant.cell)
     reference = config.reference(cell)
-    accepted = acceptance(store, variant, reference, bootstrap)
+    accepted = acceptance(config, store, variant, reference, bootstrap)
     timed = speed(config, store, variant)
     return {
         "name": variant.name,
         "cell": cell.name,
-        "joint": cell.options.joint,
-        "rank": cell.options.rank,
-        "horizon": cell.options.horizon,
+        "base": cell.base.name,
+        **{name: getattr(cell.options, name) for name in OPTIONS},
         "components": variant.components,
         "verification": variant.verification,
         "reference": reference.name if reference else None,
         **training(store, cell),
+        "loss": losses(config, store, cell, reference),
         **accepted,
         "speed": timed,
         "projected": {
@@ -70,17 +98,50 @@ def row(config: GridConfig, store: Store, variant: Variant, bootstrap: Bootstrap
 
 
 def training(store: Store, cell: Cell) -> dict[str, Any]:
-    """What training the cell took, and how large it is."""
-    history = read_json(store.head(cell.name) / "training.json")["history"]
+    """What training the cell took, how large it is, and how its components are used."""
+    head = store.head(cell.name)
+    record = read_json(head / "training.json")
+    history = record["history"]
     rates = [entry["positions_per_second"] for entry in history if "positions_per_second" in entry]
     seconds = read_json(store.folder(cell.name) / "seconds.json")
     held_out = next(entry for entry in reversed(history) if "eval_nll" in entry)
+    provenance = read_json(head / "config.json")["provenance"]
     return {
-        "parameters": parameters(store.head(cell.name)),
+        "parameters": parameters(head),
+        "trunk_parameters": parameters(head / MODEL) if (head / MODEL).exists() else None,
         "training_minutes": seconds["seconds"] / 60,
+        "step_seconds": seconds.get("step_seconds"),
+        "epochs": round(float(history[-1].get("epoch", 0.0)), 2),
+        "peak_memory_mib": provenance.get("peak_memory_mib"),
+        "base_loss": record.get("base_loss"),
+        "use": component_use(history),
         "positions_per_second": median(rates) if rates else None,
         "held_out": {k.removeprefix("eval_"): v for k, v in held_out.items() if k.startswith("eval_")},
     }
+
+
+def component_use(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How the gate spreads its weight at the end of training: the last logged mean weights w_a.
+
+    `effective` is exp(-sum_a w_a log w_a), r where all are used alike; `largest` is max_a w_a.
+    """
+    last = next((entry for entry in reversed(history) if "load_1" in entry), None)
+    if last is None:
+        return None
+    loads = [value for name, value in last.items() if name.startswith("load_")]
+    entropy = -sum(w * math.log(w) for w in loads if w > 0)
+    return {"effective": math.exp(entropy), "largest": max(loads)}
+
+
+def losses(config: GridConfig, store: Store, cell: Cell, reference: Cell | None) -> dict[str, Any] | None:
+    """Losses on the test text, and how they differ from the reference's; None where there are none."""
+    evaluation = config.evaluation
+    found = store.losses(cell, evaluation)
+    if not found:
+        return None
+    same = reference is None or reference.name == cell.name
+    base = [] if same or reference is None else store.losses(reference, evaluation)
+    return window_figures(found, base, draws=evaluation.draws, seed=evaluation.seed)
 
 
 def parameters(head: Path) -> int:
@@ -91,14 +152,14 @@ def parameters(head: Path) -> int:
 
 
 def acceptance(
-    store: Store, variant: Variant, reference: Cell | None, bootstrap: Bootstrap
+    config: GridConfig, store: Store, variant: Variant, reference: Cell | None, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Acceptance lengths by mode and group, and the conditional acceptance of each position."""
     prompts = len(bootstrap.kinds)
-    found = store.replay(variant)
+    found = store.replay(variant, config.cell(variant.cell))
     base: dict[str, Any] = {}
     if reference is not None and reference.name != variant.name:
-        base = store.replay(Variant(name=reference.name, cell=reference.name))
+        base = store.replay(Variant(name=reference.name, cell=reference.name), reference)
     out: dict[str, Any] = {"acceptance": {}, "conditional": {}}
     for mode in MODES:
         if mode in found:
@@ -112,7 +173,8 @@ def acceptance(
 def speed(config: GridConfig, store: Store, variant: Variant) -> dict[str, Any]:
     """Figures of the timed runs, by temperature; of block verification also against token-wise steps."""
     evaluation = config.evaluation
-    rows = store.speed(variant, evaluation)
+    cell = config.cell(variant.cell)
+    rows = store.speed(variant, cell, evaluation)
     bootstrap = {"draws": evaluation.draws, "seed": evaluation.seed}
     out: dict[str, Any] = {}
     for mode, temperature in TEMPERATURES.items():
@@ -120,7 +182,7 @@ def speed(config: GridConfig, store: Store, variant: Variant) -> dict[str, Any]:
         if chosen:
             out[mode] = speeds(chosen, **bootstrap)
             if variant.verification != VERIFICATION:
-                plain = store.speed(Variant(name=variant.cell, cell=variant.cell), evaluation)
+                plain = store.speed(Variant(name=variant.cell, cell=variant.cell), cell, evaluation)
                 same = [entry for entry in plain if entry["temperature"] == temperature]
                 out[mode]["against_token"] = step_ratio(chosen, same, **bootstrap)
     return out

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from polydraft.errors import InputError
-from polydraft.evaluation.grid.acceptance import replay_variants
-from polydraft.evaluation.grid.cells import train_cells
-from polydraft.evaluation.grid.config import GridConfig
+from polydraft.evaluation.grid.acceptance import Replays
+from polydraft.evaluation.grid.budget import Budget
+from polydraft.evaluation.grid.cells import Training
+from polydraft.evaluation.grid.config import START, GridConfig
+from polydraft.evaluation.grid.losses import measure_losses
+from polydraft.evaluation.grid.pictures import plot_specs
 from polydraft.evaluation.grid.plots import plot_results
 from polydraft.evaluation.grid.progress import Progress, Silent
 from polydraft.evaluation.grid.report import results
 from polydraft.evaluation.grid.speed import time_variants
 from polydraft.evaluation.grid.store import Store
 from polydraft.evaluation.grid.tables import markdown
+from polydraft.evaluation.grid.targets import OpenModel, Targets
 from polydraft.evaluation.grid.texts import write_texts
 from polydraft.files import write_atomic
 from polydraft.training.curves import can_plot
@@ -40,40 +42,65 @@ def check_stages(stages: Sequence[str]) -> None:
 def run_grid(
     config: GridConfig,
     out: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    open_model: OpenModel,
     *,
     stages: Sequence[str] = STAGES,
-    budget_seconds: float | None = None,
+    budget_minutes: float | None = None,
     progress: Progress | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Do the `stages` asked for and report what is there; returns the results.
 
-    `train` makes the heads, `replay` the texts and what each head would have accepted along them, `speed`
-    the timed runs. Heads that are not trained yet are left out of the others. The report is always written:
-    results.json and results.md below `out`, and the pictures where matplotlib is installed.
+    Cell by cell, `train` makes the head; `replay` its losses on test text, the texts of the model that
+    verifies, and what the head would have accepted along them. Then `speed` times all of a base in turn.
+    Heads that are not trained yet are left out of the others. The report is always written: results.json and
+    results.md below `out`, and the pictures where matplotlib is installed.
 
     Args:
-        budget_seconds: after these no further prompt is timed.
+        budget_minutes: after these nothing further is begun: no cell, no prompt.
 
     Raises:
         InputError: `out` holds things that were made with other settings; names what to remove.
     """
     check_stages(stages)
-    shown = progress or Silent()
+    shown, budget = progress or Silent(), Budget(budget_minutes)
     store = Store(out)
     out.mkdir(parents=True, exist_ok=True)
-    if "train" in stages:
-        train_cells(config, store, model, tokenizer, progress=shown, command=command)
-    if "replay" in stages:
-        write_texts(config, store, model, tokenizer, progress=shown)
-        replay_variants(config, store, model, tokenizer, progress=shown)
+    targets = Targets(store, open_model, dtype=config.dtype)
+    if {"train", "replay"} & {*stages}:
+        training = Training(config, store, targets, command=command) if "train" in stages else None
+        judge_cells(config, store, targets, training, replay="replay" in stages, shown=shown, budget=budget)
     if "speed" in stages:
-        time_variants(config, store, model, tokenizer, progress=shown, budget_seconds=budget_seconds)
+        for base in config.bases:
+            time_variants(config, store, targets, base, progress=shown, budget=budget)
     content = results(config, store, command=command)
+    pictures = plot_results(content, out) + plot_specs(config, content, out) if can_plot() else []
+    content["pictures"] = {path.stem: {"file": path.name, "alt": alt} for path, alt in pictures}
     write_atomic(out / "results.json", json.dumps(content, indent=1) + "\n")
     write_atomic(out / "results.md", markdown(content))
-    if can_plot():
-        plot_results(content, out)
     return content
+
+
+def judge_cells(
+    config: GridConfig,
+    store: Store,
+    targets: Targets,
+    training: Training | None,
+    *,
+    replay: bool,
+    shown: Progress,
+    budget: Budget,
+) -> None:
+    """Train every cell that lacks it, and judge each as soon as it is there."""
+    replays = Replays(config, store)
+    for number, cell in enumerate(config.trained, start=1):
+        if budget.spent:
+            shown.note(f"the budget is spent before cell {number} of {len(config.trained)}")
+            return
+        if training is not None:
+            training.train(cell, progress=shown)
+        if replay and cell.name != START and store.is_trained(cell.name):
+            target = targets.of(cell)
+            measure_losses(config.evaluation, store, cell, target)
+            write_texts(config, store, cell, target, progress=shown)
+            replays.replay(cell, target)

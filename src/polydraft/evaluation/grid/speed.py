@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from polydraft.evaluation.grid.acceptance import open_variant
-from polydraft.evaluation.grid.config import GridConfig, Variant
+from polydraft.evaluation.grid.budget import Budget
+from polydraft.evaluation.grid.config import Base, Cell, GridConfig, Variant
 from polydraft.evaluation.grid.progress import Progress
-from polydraft.evaluation.grid.store import Store, write_json
+from polydraft.evaluation.grid.store import Store, read_json, write_json
+from polydraft.evaluation.grid.targets import Target, Targets
 from polydraft.evaluation.prompts import Prompt, prompts_path, read_prompts
 from polydraft.evaluation.runs import Run, Sampling, run_drafted, run_plain
 
@@ -20,70 +19,101 @@ WARM_UP_TOKENS = 8
 TEMPERATURES = (0.0, 1.0)
 
 
-def time_variants(
-    config: GridConfig,
-    store: Store,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    progress: Progress,
-    budget_seconds: float | None = None,
-) -> None:
-    """Run every trained head on each prompt that it lacks, greedily and at temperature 1.
+@dataclass(frozen=True)
+class Round:
+    """One prompt at one temperature: plain decoding, then the heads that lack it."""
 
-    A round is one prompt at one temperature: plain decoding, then the heads, in an order that rotates from
-    round to round. Every head is compared with the plain run of its round. A row is kept as soon as it is
-    there; no round begins after `budget_seconds`.
-    """
+    prompt: int
+    temperature: float
+    lacking: tuple[Variant, ...]
+
+
+def rounds_of(
+    config: GridConfig, store: Store, variants: Sequence[Variant], prompts: Sequence[Prompt]
+) -> list[Round]:
+    """Rounds that are not done for `variants`, of one base."""
     evaluation = config.evaluation
-    prompts = read_prompts(prompts_path(evaluation.prompts))
-    rounds = [
-        (index, temperature)
+    rows = {v.name: store.speed(v, config.cell(v.cell), evaluation) for v in variants}
+    done = {(name, row["prompt"], row["temperature"]) for name, found in rows.items() for row in found}
+    every = [
+        Round(
+            index,
+            temperature,
+            tuple(v for v in variants if v.times(temperature) and (v.name, index, temperature) not in done),
+        )
         for index in spread([prompt.kind for prompt in prompts])[: evaluation.speed_prompts]
         for temperature in TEMPERATURES
     ]
-    variants = [variant for variant in config.variants if store.is_trained(variant.cell)]
-    rows = {variant.name: store.speed(variant, evaluation) for variant in variants}
-    done = {(name, row["prompt"], row["temperature"]) for name, found in rows.items() for row in found}
-    lacking = [[v for v in variants if v.times(r[1]) and (v.name, *r) not in done] for r in rounds]
-    if not any(lacking):
+    return [found for found in every if found.lacking]
+
+
+def time_variants(
+    config: GridConfig, store: Store, targets: Targets, base: Base, *, progress: Progress, budget: Budget
+) -> None:
+    """Run every trained head of `base` on each prompt that it lacks, greedily and at temperature 1.
+
+    A round is one prompt at one temperature: plain decoding of every model that verifies, and the heads, in
+    an order that rotates from round to round. Every head is compared with the plain run of its model in its
+    round. A row is kept as soon as it is there; no round begins once the budget is spent.
+    """
+    evaluation = config.evaluation
+    prompts = read_prompts(prompts_path(base.prompts))
+    trained = [v for v in config.variants if store.is_trained(v.cell) and config.cell(v.cell).base == base]
+    rounds = rounds_of(config, store, trained, prompts)
+    if not rounds or budget.spent:
         return
-    heads = {variant.name: open_variant(store, variant, model, tokenizer) for variant in variants}
-    began = time.monotonic()
+    asked = {variant.name for found in rounds for variant in found.lacking}
+    variants = [variant for variant in trained if variant.name in asked]
+    own: dict[str, Target] = {}
+    for cell in (config.cell(variant.cell) for variant in variants):
+        if target_name(cell) not in own:
+            own[target_name(cell)] = targets.of(cell)
+    names = {variant.name: target_name(config.cell(variant.cell)) for variant in variants}
+    heads = {v.name: open_variant(store, v, own[names[v.name]]) for v in variants}
 
     def drafted(variant: Variant, ids: Sequence[int], sampling: Sampling) -> Run:
-        head = heads[variant.name]
+        head, (model, tokenizer) = heads[variant.name], own[names[variant.name]]
         whole: dict[str, Any] = {"drafting": "chain", "draft_length": head.config.horizon}  # as replayed
         chosen = replace(sampling, verification=variant.verification, **whole)
         return run_drafted(model, head, tokenizer, ids, chosen)
 
     few = Sampling(max_new_tokens=min(WARM_UP_TOKENS, evaluation.speed_tokens))
     for temperature in TEMPERATURES:
-        first, warm = prompts[0].encode(tokenizer), replace(few, temperature=temperature)
-        run_plain(model, tokenizer, first, warm)
+        warm = replace(few, temperature=temperature)
+        for target in own.values():
+            run_plain(*target, prompts[0].encode(target.tokenizer), warm)
         for variant in (v for v in variants if v.times(temperature)):
-            drafted(variant, first, warm)
+            drafted(variant, prompts[0].encode(own[names[variant.name]].tokenizer), warm)
     with progress.counting("wall clock", len(rounds)) as advance:
-        for number, ((index, temperature), todo) in enumerate(zip(rounds, lacking, strict=True)):
-            if todo and budget_seconds is not None and time.monotonic() - began > budget_seconds:
+        for number, found in enumerate(rounds):
+            if budget.spent:
                 progress.note(f"the budget is spent after {number} of {len(rounds)} rounds")
                 return
-            if todo:
-                ids = prompts[index].encode(tokenizer)
-                sampling = Sampling(
-                    max_new_tokens=evaluation.speed_tokens,
-                    temperature=temperature,
-                    seed=evaluation.seed + index,
-                )
-                plain = run_plain(model, tokenizer, ids, sampling)
-                turn = number % len(todo)
-                for variant in todo[turn:] + todo[:turn]:
-                    row = store.speed_settings(variant, evaluation)
-                    row |= {"prompt": index, "temperature": temperature}
-                    row |= speed_row(prompts[index], drafted(variant, ids, sampling), plain)
-                    rows[variant.name].append(row)
-                    write_json(store.speed_path(variant), rows[variant.name])
-            advance(f"prompt {prompts[index].where}, T = {temperature:g}")
+            prompt = prompts[found.prompt]
+            sampling = Sampling(
+                max_new_tokens=evaluation.speed_tokens,
+                temperature=found.temperature,
+                seed=evaluation.seed + found.prompt,
+            )
+            plain: dict[str, Run] = {}
+            turn = number % len(found.lacking)
+            for variant in found.lacking[turn:] + found.lacking[:turn]:
+                name = names[variant.name]
+                ids = prompt.encode(own[name].tokenizer)
+                if name not in plain:
+                    plain[name] = run_plain(*own[name], ids, sampling)
+                cell = config.cell(variant.cell)
+                row = store.speed_settings(variant, cell, evaluation)
+                row |= {"prompt": found.prompt, "temperature": found.temperature}
+                row |= speed_row(prompt, drafted(variant, ids, sampling), plain[name])
+                rows = read_json(store.speed_path(variant)) or []
+                write_json(store.speed_path(variant), [*rows, row])
+            advance(f"prompt {prompt.where}, T = {found.temperature:g}")
+
+
+def target_name(cell: Cell) -> str:
+    """Cells with one name are verified by one model."""
+    return f"cell {cell.name}" if cell.own_model else f"base {cell.base.name}"
 
 
 def speed_row(prompt: Prompt, run: Run, plain: Run) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
     OUT/cells/NAME/cell.json            what the head was trained with, written before training
     OUT/cells/NAME/head/                the head; while it trains, its checkpoints
+    OUT/cells/NAME/head/model, adapter  what was trained below it, where its options say so
     OUT/cells/NAME/seconds.json         time spent training it
+    OUT/cells/NAME/NAME.loss.json       its losses on the test text
     OUT/cells/NAME/VARIANT.replay.json  its replay; VARIANT is NAME but for variants of the cell
     OUT/cells/NAME/VARIANT.speed.json   its timed runs
-    OUT/texts/                          the base model's continuations, and what they were made with
+    OUT/texts/, OUT/texts-BASE/         the base model's continuations, and what they were made with
+    OUT/cells/NAME/texts/               those of the model that the cell has trained
     OUT/results.json, results.md, *.png the report
 
 All that depends on a head lies in its folder: remove the folder, and the cell is made anew.
@@ -30,7 +33,6 @@ class Store:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.texts = out / "texts"
 
     def folder(self, cell: str) -> Path:
         """Where all of one cell lies."""
@@ -44,6 +46,30 @@ class Store:
         """Whether its head is complete: the configuration is written last."""
         return (self.head(cell) / "config.json").exists()
 
+    def texts(self, cell: Cell) -> Path:
+        """Continuations by the model that verifies it."""
+        if cell.own_model:
+            return self.folder(cell.name) / "texts"
+        return self.out / (f"texts-{cell.base.name}" if cell.base.name else "texts")
+
+    def loss_path(self, cell: Cell) -> Path:
+        """Its losses on the test text."""
+        return self.folder(cell.name) / f"{cell.name}.loss.json"
+
+    def loss_settings(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any]:
+        """What they are made with, beside the head."""
+        return {
+            "test": [file_hash(path) for path in cell.base.test],
+            "windows": evaluation.test_windows,
+            "length": evaluation.test_length,
+        }
+
+    def losses(self, cell: Cell, evaluation: Evaluation) -> list[dict[str, Any]]:
+        """A row per window of the test text; none if there are none with these settings."""
+        found = read_json(self.loss_path(cell))
+        current = found is not None and found["made_with"] == self.loss_settings(cell, evaluation)
+        return list(found["windows"]) if current else []
+
     def replay_path(self, variant: Variant) -> Path:
         """Its replay."""
         return self.folder(variant.cell) / f"{variant.name}.replay.json"
@@ -52,30 +78,30 @@ class Store:
         """Its timed runs."""
         return self.folder(variant.cell) / f"{variant.name}.speed.json"
 
-    def replay_settings(self, variant: Variant) -> dict[str, Any]:
+    def replay_settings(self, variant: Variant, cell: Cell) -> dict[str, Any]:
         """What a replay is made with, beside the head: which texts, and how the variant drafts."""
-        recipe = self.texts / "recipe.json"
+        recipe = self.texts(cell) / "recipe.json"
         return {"texts": file_hash(recipe) if recipe.exists() else None, "components": variant.components}
 
-    def replay(self, variant: Variant) -> dict[str, Any]:
+    def replay(self, variant: Variant, cell: Cell) -> dict[str, Any]:
         """Rows of its replay by mode; empty if there is none along these texts."""
         found = read_json(self.replay_path(variant))
-        current = found is not None and found["made_with"] == self.replay_settings(variant)
+        current = found is not None and found["made_with"] == self.replay_settings(variant, cell)
         return dict(found["modes"]) if current else {}
 
-    def speed_settings(self, variant: Variant, evaluation: Evaluation) -> dict[str, Any]:
+    def speed_settings(self, variant: Variant, cell: Cell, evaluation: Evaluation) -> dict[str, Any]:
         """What a timed run is made with, beside the head; every row says so."""
         return {
-            "prompts": file_hash(prompts_path(evaluation.prompts)),
+            "prompts": file_hash(prompts_path(cell.base.prompts)),
             "max_new_tokens": evaluation.speed_tokens,
             "seed": evaluation.seed,
             "components": variant.components,
             "verification": variant.verification,
         }
 
-    def speed(self, variant: Variant, evaluation: Evaluation) -> list[dict[str, Any]]:
+    def speed(self, variant: Variant, cell: Cell, evaluation: Evaluation) -> list[dict[str, Any]]:
         """Its timed runs with the settings asked for."""
-        wanted = self.speed_settings(variant, evaluation).items()
+        wanted = self.speed_settings(variant, cell, evaluation).items()
         return [row for row in read_json(self.speed_path(variant)) or [] if row.items() >= wanted]
 
 
@@ -99,7 +125,7 @@ def cell_identity(config: GridConfig, cell: Cell, *, data: str) -> dict[str, Any
     """What a head is determined by; `data` is the hash of the documents."""
     source = config.cell(cell.init_from) if cell.init_from else None
     return {
-        "model": config.model,
+        "model": cell.base.model,
         "dtype": config.dtype,
         "data": data,
         "options": asdict(cell.options),

@@ -17,13 +17,17 @@ TITLES = {
 def markdown(content: dict[str, Any]) -> str:
     """Acceptance by mode, conditional acceptance by position, then what each cell costs."""
     parts = [
-        f"# {content['model']}: heads compared\n",
+        f"# {content['title']}\n",
         f"`{content['command']}`\n",
         f"{content['dtype']}; tokens per step over {content['max_new_tokens']} new tokens of the prompts "
         f"`{content['prompts']}`, at T = 1 over {content['samples']} texts each. Brackets: 95% intervals by "
         f"bootstrap over prompts ({content['draws']} draws), paired for ratios. Ratios: to the cell of "
         "the same horizon that has none.\n",
     ]
+    if len(content["cells"]) < content["asked"]:
+        parts.append(f"{len(content['cells'])} of {content['asked']} cells are done.\n")
+    for asked in content["tables"].values():
+        parts += [f"## {asked['title']}\n", table(asked["headings"], asked["rows"]), f"{asked['note']}\n"]
     for mode, title in TITLES.items():
         rows = [cell for cell in content["cells"] if mode in cell["acceptance"]]
         if rows:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from polydraft.evaluation.grid.config import Evaluation, GridConfig
+from polydraft.evaluation.grid.config import Cell, Evaluation, GridConfig
 from polydraft.evaluation.grid.progress import Progress
 from polydraft.evaluation.grid.store import Store, claim
+from polydraft.evaluation.grid.targets import Target
 from polydraft.evaluation.prompts import Prompt, prompts_path, read_prompts
 from polydraft.evaluation.replay import Text
 from polydraft.files import write_atomic
@@ -31,41 +33,36 @@ class Continuation:
 
 
 def text_identity(
-    config: GridConfig, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+    config: GridConfig, cell: Cell, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """What the continuations are determined by."""
-    evaluation = config.evaluation
     names = ("max_new_tokens", "samples", "batch_size", "seed")
     return {
-        "model": config.model,
+        "model": f"{cell.base.model}, trained in {cell.name}" if cell.own_model else cell.base.model,
         "dtype": config.dtype,
         "prompts": [prompt.encode(tokenizer) for prompt in prompts],
-        **{name: getattr(evaluation, name) for name in names},
+        **{name: getattr(config.evaluation, name) for name in names},
     }
 
 
-def write_texts(
-    config: GridConfig,
-    store: Store,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    progress: Progress,
-) -> None:
-    """Write every file of continuations that `store` lacks: `greedy.jsonl` and `sampled-K.jsonl`.
+def write_texts(config: GridConfig, store: Store, cell: Cell, target: Target, *, progress: Progress) -> None:
+    """Write every file of continuations that `cell` needs and lacks: `greedy.jsonl` and `sampled-K.jsonl`.
 
     Raises:
         InputError: those there were made with other settings.
     """
-    evaluation = config.evaluation
-    prompts = read_prompts(prompts_path(evaluation.prompts))
-    identity = text_identity(config, prompts, tokenizer)
-    claim(store.texts / "recipe.json", identity, what=str(store.texts), remove=str(store.texts))
+    model, tokenizer = target
+    evaluation, folder = config.evaluation, store.texts(cell)
+    prompts = read_prompts(prompts_path(cell.base.prompts))
+    identity = text_identity(config, cell, prompts, tokenizer)
+    claim(folder / "recipe.json", identity, what=str(folder), remove=str(folder))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     names = text_names(evaluation)
+    if all((folder / f"{name}.jsonl").exists() for name in names):
+        return
     with progress.counting("texts", len(names)) as advance:
         for number, name in enumerate(names):
-            path = store.texts / f"{name}.jsonl"
+            path = folder / f"{name}.jsonl"
             if not path.exists():
                 torch.manual_seed(evaluation.seed * 1_000_003 + number)
                 rows: list[dict[str, Any]] = []
@@ -88,12 +85,16 @@ def text_names(evaluation: Evaluation) -> list[str]:
 
 
 def read_texts(
-    config: GridConfig, store: Store, model: PreTrainedModel, *, layers: Sequence[int] = ()
+    evaluation: Evaluation, folder: Path, model: PreTrainedModel, *, layers: Sequence[int] = ()
 ) -> list[Continuation]:
-    """All continuations, with the base model's states and probabilities; `layers` as in `with_states`."""
+    """All continuations in `folder`, with the states and probabilities of `model`, which wrote them.
+
+    Args:
+        layers: as in `with_states`.
+    """
     found = []
-    for number, name in enumerate(text_names(config.evaluation)):
-        rows = [json.loads(line) for line in (store.texts / f"{name}.jsonl").read_text().splitlines()]
+    for number, name in enumerate(text_names(evaluation)):
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         documents = [Document(row["input_ids"], row["prompt_length"]) for row in rows]
         texts = with_states(model, documents, layers=layers)
         found += [Continuation(prompt=i, sampled=number > 0, text=text) for i, text in enumerate(texts)]

@@ -1,0 +1,124 @@
+"""Measure rounds until there are enough, or the time is spent; whatever is complete is not done again.
+
+OUT/settings.json         what all of it was measured with
+OUT/memory/CELL.json      peak memory of a head
+OUT/rounds/NUMBER.json    one complete round, a row per head
+OUT/results.json, results.md, *.png
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from polydraft.decoding.costs import device_name
+from polydraft.decoding.measuring import CONTEXT
+from polydraft.errors import InputError
+from polydraft.evaluation.grid.progress import Progress
+from polydraft.evaluation.grid.store import claim, write_json
+from polydraft.evaluation.overhead.machine import describe_machine
+from polydraft.evaluation.overhead.memory import measured_apart
+from polydraft.evaluation.overhead.results import results
+from polydraft.evaluation.overhead.rounds import Benches, Settings
+from polydraft.evaluation.overhead.store import memory_path, read_rounds, round_path
+from polydraft.evaluation.overhead.tables import markdown
+from polydraft.files import write_atomic
+from polydraft.training.curves import can_plot
+
+
+def run_overhead(
+    settings: Settings,
+    out: Path,
+    model: PreTrainedModel,
+    *,
+    name: str,
+    memory: bool = True,
+    budget_seconds: float | None = None,
+    progress: Progress,
+    command: str = "",
+) -> dict[str, Any]:
+    """Measure what `out` lacks, then write the report there and return it.
+
+    Args:
+        name: as the model is loaded, by the processes that measure memory. memory: measure it.
+        budget_seconds: no further round, and no further head's memory, is begun after these; one round is.
+
+    Raises:
+        InputError: `out` holds measurements of something else, or a setting is below 1.
+        PolydraftError: as of `measured_apart`.
+    """
+    for what in ("cycles", "positions", "rounds"):
+        if getattr(settings, what) < 1:
+            raise InputError(f"{what} must be at least 1, got {getattr(settings, what)}")
+    began = time.monotonic()
+
+    def spent() -> bool:
+        return budget_seconds is not None and time.monotonic() - began > budget_seconds
+
+    identity = identity_of(settings, model, name=name)
+    claim(out / "settings.json", identity, what=f"{out}", remove=str(out))
+    if not (out / "machine.json").exists():
+        write_json(out / "machine.json", describe_machine(model))
+    measure_rounds(settings, out, model, spent=spent, progress=progress)
+    if memory:
+        for cell in settings.cells:
+            path = memory_path(out, cell.name)
+            if path.exists() or spent():
+                continue
+            progress.note(f"memory of {cell.name}")
+            dtype, threads = identity["dtype"], identity["threads"]
+            shapes = {"context": CONTEXT, "positions": settings.positions}
+            write_json(
+                path, measured_apart(name, cell, settings.sizes, dtype=dtype, threads=threads, **shapes)
+            )
+    content = results(settings, out, model, identity=identity, command=command)
+    write_json(out / "results.json", content)
+    write_atomic(out / "results.md", markdown(content))
+    if can_plot():
+        from polydraft.evaluation.overhead.plots import plot_results
+
+        plot_results(content, out)
+    return content
+
+
+def measure_rounds(
+    settings: Settings, out: Path, model: PreTrainedModel, *, spent: Callable[[], bool], progress: Progress
+) -> None:
+    """Write a file for each round that is lacking.
+
+    Args:
+        spent: () -> whether no further round may begin; one is measured whatever it says.
+    """
+    lacking = [number for number in range(settings.rounds) if not round_path(out, number).exists()]
+    if not lacking:
+        return
+    progress.note(f"{settings.rounds - len(lacking)} of {settings.rounds} rounds are there; warming up")
+    benches = Benches(model.requires_grad_(False), settings)
+    with progress.counting("overhead", settings.rounds) as advance:
+        for number in range(settings.rounds):
+            if number in lacking:
+                if spent() and read_rounds(out):
+                    progress.note("the budget is spent")
+                    break
+                write_json(round_path(out, number), benches.round(number))
+            advance(f"round {number + 1}")
+
+
+def identity_of(settings: Settings, model: PreTrainedModel, *, name: str) -> dict[str, Any]:
+    """What decides the figures, but for the number of rounds."""
+    chosen = asdict(settings)
+    del chosen["rounds"]
+    chosen["cells"] = [cell.name for cell in settings.cells]
+    return {
+        "model": name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "device": device_name(model.device),
+        **chosen,
+    }

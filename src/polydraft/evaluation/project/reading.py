@@ -1,0 +1,56 @@
+"""Read what other commands have written, with one-line errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polydraft.errors import InputError
+from polydraft.evaluation.project.presets import MODELS, model_shape
+from polydraft.evaluation.project.shapes import ModelShape, shape_of
+
+OVERHEAD = ("machine", "trunk", "cells", "sizes", "context")
+"""What a results.json of `polydraft evaluate overhead` holds."""
+GRID = ("cells", "speed_tokens")
+"""What a results.json of `polydraft evaluate grid` holds."""
+
+
+def read_results(path: Path, keys: Sequence[str], *, of: str) -> dict[str, Any]:
+    """A results.json; `keys`: what must be in it; `of`: the command that writes it.
+
+    Raises:
+        InputError: it is missing, no JSON, or of another command.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: give the results.json of `polydraft evaluate {of}`") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON: give the results.json of `polydraft evaluate {of}`") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path} has no {missing[0]!r}: give the results.json of `polydraft evaluate {of}`")
+    found: dict[str, Any] = content
+    return found
+
+
+def read_shape(name: str, *, weight_bytes: float) -> ModelShape:
+    """A model's sizes: one of `MODELS`, or a transformers config.json or the folder that it lies in.
+
+    Raises:
+        InputError: neither, or a model that the roofline does not know.
+    """
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    if name in MODELS or not path.exists():
+        return replace(model_shape(name), weight_bytes=weight_bytes)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no configuration of a model that transformers knows") from error
+    return shape_of(config, weight_bytes=weight_bytes, name=path.parent.name or str(path))
