@@ -64,6 +64,8 @@ CASES = [
     Case("tree", 3, "hidden", 5, {"temperature": 1.5, "top_k": 4, "top_p": 0.8}),
     Case("markov", 1, "fused", 4, {"temperature": 1.0, "top_k": 0, "repetition_penalty": 1.5}),
     Case("hmm", 4, "fused", 4, {"temperature": 1.0, "top_k": 3}, {"components": 2}),
+    Case("sequential", 1, "fused", 4, {"temperature": 1.0, "top_k": 0, "top_p": 0.85}),
+    Case("recurrent", 1, "block", 4, {"temperature": 0.7, "top_k": 4}, {"block": BLOCK}),
 ]
 WARPED, PLAIN, PREFIX_DEPENDENT = CASES[3], CASES[1], CASES[6]
 CHAINED, TIED = CASES[2], CASES[4]

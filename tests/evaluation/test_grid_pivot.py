@@ -54,6 +54,13 @@ def test_seeds_are_put_together() -> None:
     assert "mean" in found["note"]
 
 
+def test_numbers_ascend_and_names_stand_as_they_came() -> None:
+    rows = [row("z", rank=8, horizon=2), row("a", rank=2, horizon=2), row("m", rank=2, horizon=4)]
+    content = {"cells": rows, "command": ""}
+    found = pivot(content, spec(rows=("rank", "name")))
+    assert [line[:2] for line in found["rows"]] == [["2", "a"], ["2", "m"], ["8", "z"]]
+
+
 def test_a_field_has_columns_of_its_own() -> None:
     found = pivot(CONTENT, spec(across="horizon", where={"seed": (0,)}))
     assert found["headings"][1:] == ["tokens/step, greedy, horizon 2", "tokens/step, greedy, horizon 4"]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from polydraft.heads import DraftHead
 from polydraft.joint import LatentMixture, member
 from tests.joint.enumeration import Array, conditional, enumerate_tokens, mixture, softmax
-from tests.joint.members import NAMES, as_table, every_member
+from tests.joint.members import MIXTURES, as_table, every_mixture
 from tests.joint.processes import chain, process, tree_nodes
 from tests.joint.toy import registered
 from tests.tiny import HIDDEN_SIZE, tiny_head, tiny_model
@@ -93,7 +93,7 @@ def factors_by_hand(
     return out
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "switch"])
+@pytest.mark.parametrize("name", [name for name in MIXTURES if name != "switch"])
 @pytest.mark.parametrize("features", ["fused", "hidden"])
 @forms
 def test_joint_equals_the_formula_by_hand(
@@ -114,7 +114,7 @@ def test_joint_equals_the_formula_by_hand(
         assert np.allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
-@every_member
+@every_mixture
 @pytest.mark.parametrize("features", ["fused", "hidden"])
 @forms
 class TestEveryMember:
@@ -154,7 +154,7 @@ class TestEveryMember:
         assert np.abs(found - exact).sum() / 2 < 0.3
 
 
-@every_member
+@every_mixture
 def test_a_fresh_head_is_made_and_evenly_gated(model: PreTrainedModel, name: str) -> None:
     config = make(model, name).config
     head = DraftHead(config).eval()
@@ -168,7 +168,7 @@ def test_a_fresh_head_is_made_and_evenly_gated(model: PreTrainedModel, name: str
 class TestComponents:
     """Top-k routing at draft time."""
 
-    @every_member
+    @every_mixture
     @forms
     @pytest.mark.parametrize("count", [1, 2])
     def test_is_the_whole_head_routed(
@@ -200,7 +200,7 @@ class TestComponents:
         expected = np.einsum("r,ra,rb,rc->abc", share, *factors[:, best])
         assert np.allclose(head_table(few, hidden, 3), expected, rtol=1e-3, atol=1e-6)
 
-    @every_member
+    @every_mixture
     def test_of_all_components_is_the_whole(self, model: PreTrainedModel, name: str) -> None:
         rank = 1 if member(name).single else RANK
         few, whole = (make(model, name, components=c) for c in (rank, 0))

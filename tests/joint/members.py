@@ -11,15 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from polydraft.joint import MEMBERS, Gate, JointDistribution, LatentMixture, member
+from polydraft.joint import MEMBERS, Gate, JointDistribution, LatentMixture, Step, StepwiseJoint, member
 from polydraft.joint.mixture import ALL, Bias, Rows
 from tests.joint.enumeration import Array, enumerate_tokens, mixture, softmax
 from tests.joint.processes import process
 from tests.joint.toy import TOY
 
 NAMES = tuple(dict.fromkeys((*MEMBERS, TOY)))
-"""Every registered member, and a sixth."""
+"""Every registered member, and one more."""
+STEPWISE = tuple(name for name in NAMES if name != TOY and MEMBERS[name].steps)
+"""Members that are no mixture: what they are is in `steps`."""
+MIXTURES = tuple(name for name in NAMES if name not in STEPWISE)
 every_member = pytest.mark.parametrize("name", NAMES)
+every_mixture = pytest.mark.parametrize("name", MIXTURES)
 FEATURES = 3
 VOCAB_SIZE, HORIZON, RANK = 5, 4, 3
 TOLERANCE = 1e-10
@@ -41,8 +45,8 @@ class Case:
     logits: Tensor
     biases: Tensor | None
 
-    def joint(self) -> LatentMixture:
-        """The joint itself."""
+    def joint(self) -> Any:
+        """The joint itself, a `LatentMixture` but for `StepCase`."""
         return LatentMixture(self.gate(self.features), self.logits, table_bias(self.biases))
 
     def __getitem__(self, rows: Any) -> Case:
@@ -74,6 +78,64 @@ class Case:
     def reference(self, row: int = 0) -> Array:
         """The whole table of one row, by enumeration; n axes of V."""
         return mixture(process(self.gate(self.features), row), self.factors(row))
+
+
+@dataclass(frozen=True)
+class StepCase(Case):
+    """A recurrent network in place of a head's module; `logits` give the sizes alone.
+
+        z_1 = features, z_{s+1} = tanh(W z_s + E x_s),  rows softmax(U_s z_s)
+
+    Attributes:
+        cell: W, (F, F). tokens: E, (V, F). unembedding: U, (n, V, F).
+    """
+
+    cell: Tensor
+    tokens: Tensor
+    unembedding: Tensor
+
+    def joint(self) -> StepwiseJoint:
+        """The joint itself."""
+        rows = self.unembedding
+        horizon, size = rows.shape[:2]
+        stepper = TableStepper(self)
+        return StepwiseJoint(stepper, lambda z, s: times(z, rows[s]), horizon=horizon, vocab_size=size)
+
+    def reference(self, row: int = 0) -> Array:
+        """The whole table of one row, a sequence at a time."""
+        cell, told, rows = (x.numpy() for x in (self.cell, self.tokens, self.unembedding))
+        horizon, size = rows.shape[:2]
+        out = np.ones((size,) * horizon)
+        for tokens in enumerate_tokens(size, horizon):
+            z = self.features[row].numpy()
+            for s, token in enumerate(tokens):
+                out[tokens] *= softmax(rows[s] @ z)[token]
+                z = np.tanh(cell @ z + told[token])
+        return out
+
+
+class TableStepper:
+    """`polydraft.joint.Stepper` of a `StepCase`; counts its steps, for a memory that goes along."""
+
+    def __init__(self, case: StepCase) -> None:
+        self._case = case
+        self.batch_size, self.device = len(case.features), case.features.device
+
+    def start(self) -> Step:
+        return Step(self._case.features, (torch.zeros(self.batch_size),))
+
+    def advance(self, step: Step, position: int, tokens: Tensor) -> Step:
+        assert bool((step.memory[0] == position).all())
+        told = torch.where((tokens >= 0)[:, None], self._case.tokens[tokens.clamp(min=0)], 0.0)
+        return Step((times(step.z, self._case.cell) + told).tanh(), (step.memory[0] + 1,))
+
+    def select(self, rows: Tensor) -> TableStepper:
+        return TableStepper(self._case[rows])
+
+
+def times(z: Tensor, matrix: Tensor) -> Tensor:
+    """z @ matrix.T, each row as if it were alone, to the bit."""
+    return (z[:, None] * matrix).sum(-1)
 
 
 def table_bias(biases: Tensor | None) -> Bias | None:
@@ -115,12 +177,17 @@ def random_case(
     gate = found.gate(FEATURES, rank, horizon).double().requires_grad_(False)
     for parameter in gate.parameters():
         parameter.copy_(normal(*parameter.shape))
+    if found.steps:
+        empty = torch.empty(batch, horizon, 1, vocab_size, dtype=torch.float64)
+        weights = normal(FEATURES, FEATURES), normal(vocab_size, FEATURES)
+        rows = scale * normal(horizon, vocab_size, FEATURES)
+        return StepCase(gate, normal(batch, FEATURES), empty, None, *weights, rows)
     logits = scale * normal(batch, horizon, rank, vocab_size)
     biases = scale * normal(batch, horizon, vocab_size, rank, vocab_size) if found.markov else None
     return Case(gate, normal(batch, FEATURES), logits, biases)
 
 
-def random_joint(name: str, **sizes: Any) -> LatentMixture:
+def random_joint(name: str, **sizes: Any) -> Any:
     """The joint of `random_case`."""
     return random_case(name, **sizes).joint()
 

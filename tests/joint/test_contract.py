@@ -18,7 +18,9 @@ from tests.joint.enumeration import (
 from tests.joint.members import (
     FALSE_ALARM_RATE,
     HORIZON,
+    MIXTURES,
     NAMES,
+    STEPWISE,
     TOLERANCE,
     VOCAB_SIZE,
     as_table,
@@ -29,7 +31,7 @@ from tests.joint.members import (
 )
 from tests.joint.processes import explained
 
-LATENT = [name for name in NAMES if "markov" not in name]
+LATENT = [name for name in MIXTURES if "markov" not in name]
 """Members whose rows do not see the token before."""
 
 
@@ -72,6 +74,8 @@ class TestAgainstEnumeration:
     @pytest.mark.parametrize("gaps", [(0,), (1,), (2,), (0, 1), (0, 2), (0, 1, 2)], ids=str)
     def test_an_unknown_token_tells_nothing(self, name: str, gaps: tuple[int, ...]) -> None:
         """It is summed out, and leaves no bias on the row after it."""
+        if name in STEPWISE:
+            pytest.skip("a token that a module does not see is not summed out: see test_stepwise")
         case = random_case(name)
         if case.biases is not None:
             case.biases[:, [s + 1 for s in gaps]] = 0

@@ -15,11 +15,11 @@ from tests.joint.enumeration import mixture
 from tests.joint.members import (
     FEATURES,
     HORIZON,
-    NAMES,
+    MIXTURES,
     RANK,
     TOLERANCE,
     VOCAB_SIZE,
-    every_member,
+    every_mixture,
     random_case,
     random_joint,
     table,
@@ -48,7 +48,7 @@ def never_leaving(count: int, batch: int = 4) -> Tensor:
     return torch.eye(RANK, dtype=torch.float64).log().expand(batch, count, RANK, RANK).clone()
 
 
-@every_member
+@every_mixture
 def test_one_component_is_the_independent_head(name: str) -> None:
     case = random_case(name, rank=1, batch=4)
     single = "markov" if member(name).markov else "independent"
@@ -155,6 +155,6 @@ def test_a_fresh_gate_is_near_cp(name: str, edges: int) -> None:
 def test_random_members_differ() -> None:
     """What the tests above find equal is not equal for want of chances to differ."""
     tokens = torch.randint(VOCAB_SIZE, (4, HORIZON))
-    found = [random_joint(name, batch=4).log_prob(tokens) for name in NAMES]
+    found = [random_joint(name, batch=4).log_prob(tokens) for name in MIXTURES]
     for i, first in enumerate(found):
         assert all((first - second).abs().max() > 0.01 for second in found[:i])

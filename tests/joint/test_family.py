@@ -6,19 +6,25 @@ import pytest
 
 from polydraft.joint import MEMBERS, Member, member, register
 from polydraft.joint.canonical import CanonicalGate
-from tests.joint.members import NAMES
+from tests.joint.members import NAMES, STEPWISE
 from tests.joint.toy import DOCUMENT, TOY, example, registered
 
 
 def test_names() -> None:
-    assert set(MEMBERS) - {TOY} == {"independent", "cp", "hmm", "tree", "markov", "cp-markov"}
+    assert set(MEMBERS) - {TOY} == {
+        *("independent", "cp", "hmm", "tree", "markov", "cp-markov"),
+        *("sequential", "recurrent"),
+    }
     assert set(NAMES) == set(MEMBERS)
     assert all(found.name == name for name, found in MEMBERS.items())
 
 
 def test_one_component_or_several() -> None:
-    assert [name for name in NAMES if member(name).single] == ["independent", "markov"]
+    assert [name for name in NAMES if member(name).single] == [
+        *("independent", "markov", "sequential", "recurrent")
+    ]
     assert [name for name in NAMES if member(name).markov] == ["markov", "cp-markov"]
+    assert [name for name in NAMES if member(name).steps] == ["sequential", "recurrent"] == [*STEPWISE]
 
 
 def test_a_name_is_taken_once() -> None:

@@ -15,7 +15,7 @@ from tests.joint.members import (
     TOLERANCE,
     Case,
     as_table,
-    every_member,
+    every_mixture,
     random_case,
     table,
 )
@@ -26,7 +26,7 @@ def latent_of(case: Case) -> Latent:
     return case.gate(case.features)
 
 
-@every_member
+@every_mixture
 @pytest.mark.parametrize("horizon", range(1, 8))
 def test_is_its_formula_at_any_horizon(name: str, horizon: int) -> None:
     latent = latent_of(random_case(name, rank=2, horizon=horizon, batch=2))
@@ -37,7 +37,7 @@ def test_is_its_formula_at_any_horizon(name: str, horizon: int) -> None:
         assert np.abs(probed(latent, row) - expected).max() < TOLERANCE
 
 
-@every_member
+@every_mixture
 def test_marginals(name: str) -> None:
     latent = latent_of(random_case(name, batch=2))
     marginals = latent.marginals().exp().numpy()
@@ -49,7 +49,7 @@ def test_marginals(name: str) -> None:
             assert np.abs(marginals[row, s] - whole.sum(axis=others)).max() < TOLERANCE
 
 
-@every_member
+@every_mixture
 @pytest.mark.parametrize("horizon", [1, 2, 3, 5])
 def test_best_path_with_random_scores(name: str, horizon: int) -> None:
     latent = latent_of(random_case(name, horizon=horizon, batch=20))
@@ -80,7 +80,7 @@ def routed_case(case: Case, count: int) -> tuple[LatentMixture, Latent, torch.Te
     return LatentMixture(latent, logits, None if case.biases is None else bias), latent, kept
 
 
-@every_member
+@every_mixture
 class TestRouted:
     @pytest.mark.parametrize("count", [1, 2])
     def test_keeps_the_likeliest_components_of_each_position(self, name: str, count: int) -> None:

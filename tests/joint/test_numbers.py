@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from polydraft.joint import Gate, LatentMixture, member
 from polydraft.joint.mixture import ALL, Rows
-from tests.joint.members import FEATURES, NAMES, Case, every_member, random_case, table_bias
+from tests.joint.members import FEATURES, NAMES, Case, every_mixture, random_case, table_bias
 
 WIDE = 49_152
 """A real vocabulary."""
@@ -33,7 +33,7 @@ class Whole(nn.Module):
         return joint.log_prob(tokens), joint.conditional(tokens[:, :-1])
 
 
-@every_member
+@every_mixture
 @pytest.mark.parametrize("horizon", [2, 3])
 def test_gradients_of_log_prob_and_rows(name: str, horizon: int) -> None:
     """Of features, logits, biases and every parameter of the gate."""
@@ -49,7 +49,7 @@ def test_gradients_of_log_prob_and_rows(name: str, horizon: int) -> None:
     assert torch.autograd.gradcheck(run, tuple(v.detach().clone().requires_grad_() for v in values))
 
 
-@every_member
+@every_mixture
 def test_every_parameter_of_the_gate_decides(name: str) -> None:
     whole = Whole(random_case(name, horizon=3, batch=4))
     whole.gate.requires_grad_(True)
@@ -60,7 +60,7 @@ def test_every_parameter_of_the_gate_decides(name: str) -> None:
         assert parameter.grad.abs().max() > 0, parameter_name
 
 
-@every_member
+@every_mixture
 def test_gradients_are_finite_where_components_are_almost_impossible(name: str) -> None:
     case = random_case(name, rank=2, horizon=4, vocab_size=7)
     case.gate.float()
@@ -78,7 +78,7 @@ def test_gradients_are_finite_where_components_are_almost_impossible(name: str) 
     assert all(gradient.isfinite().all() for gradient in found)
 
 
-@every_member
+@every_mixture
 def test_extreme_bfloat16_logits_stay_exact_in_float32(name: str) -> None:
     exact = random_case(name, horizon=4, vocab_size=50)
     exact = replace(exact, logits=80 * exact.logits.sign())
@@ -101,7 +101,7 @@ def test_extreme_bfloat16_logits_stay_exact_in_float32(name: str) -> None:
         assert torch.allclose(row.double(), exact_joint.conditional(tokens[:, :3]), rtol=1e-5, atol=1e-4)
 
 
-@every_member
+@every_mixture
 def test_float64_is_kept(name: str) -> None:
     joint = random_case(name).joint()
     assert joint.log_prob(torch.tensor([[0, 1]])).dtype == torch.float64
@@ -127,7 +127,7 @@ def wild_logits(rows: int, *, horizon: int, rank: int) -> Iterator[Tensor]:
         yield stretches()[starts].view(2, horizon, rank, WIDE)
 
 
-@every_member
+@every_mixture
 @pytest.mark.parametrize("rows", [400, pytest.param(15_000, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_wild_bfloat16_logits_of_a_whole_vocabulary(name: str, rows: int) -> None:

@@ -17,12 +17,16 @@ from polydraft.decoding import DecodingStatistics
 from polydraft.heads import DraftConfig, DraftHead
 from polydraft.joint import MEMBERS, member
 from polydraft.loading import load_model
-from tests.joint.members import NAMES, every_member
+from tests.joint.members import MIXTURES
 from tests.joint.toy import TOY, registered
 from tests.tiny import tiny_folder
 from tests.training.runs import run
 
 NEW_TOKENS = 32
+FORMS = (
+    *((features, name) for name in MIXTURES for features in ("fused", "hidden")),
+    *(("fused", "sequential"), ("block", "recurrent")),
+)
 PROMPTS = ([5, 6, 7, 8], [70, 20, 30], [9])
 
 
@@ -77,8 +81,7 @@ def check_greedy(model: PreTrainedModel, head: DraftHead, texts: list[Tensor], *
     return DecodingStatistics.merged(found).mean_acceptance_length
 
 
-@every_member
-@pytest.mark.parametrize("features", ["fused", "hidden"])
+@pytest.mark.parametrize(("features", "name"), FORMS)
 def test_trains_and_decodes(
     model: PreTrainedModel, texts: list[Tensor], data: Path, tmp_path: Path, name: str, features: str
 ) -> None:
@@ -91,11 +94,11 @@ def test_trains_and_decodes(
     fresh.draft_ids.copy_(head.draft_ids)
     before, after = (check_greedy(model, h, texts) for h in (fresh, head))
     assert after > before
-    if head.previous is None and features == "fused":
+    if head.previous is None and head.steps is None and features == "fused":
         assert check_greedy(model, head, texts, drafting="components") > before
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("independent", "markov")])
+@pytest.mark.parametrize("name", [name for name in MIXTURES if name not in ("independent", "markov")])
 def test_with_every_craft(
     model: PreTrainedModel, texts: list[Tensor], data: Path, tmp_path: Path, name: str
 ) -> None:

@@ -66,7 +66,10 @@ def train(
         typer.Option(help="With --online: tokens written after each prompt; 144.", show_default=False),
     ] = None,
     joint: Annotated[
-        str, typer.Option(help="Model of the joint: independent, cp, hmm, tree, markov, cp-markov.")
+        str,
+        typer.Option(
+            help="Model of the joint: independent, cp, hmm, tree, markov, cp-markov, sequential, recurrent."
+        ),
     ] = "markov",
     rank: Annotated[
         int | None,

@@ -64,7 +64,7 @@ def check_components(config: DraftConfig) -> None:
     Raises:
         InputError: says what in the head stands in the way.
     """
-    if config.member.markov:
+    if config.member.markov or config.member.steps:
         raise InputError(
             "drafting components needs rows that do not see the token before, which those of joint "
             f"{config.joint!r} do: use drafting chain"

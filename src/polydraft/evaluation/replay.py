@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from polydraft.heads import DraftHead
-from polydraft.joint import LatentMixture
+from polydraft.heads.past import Past
 from polydraft.training.paths import along, kept
 from polydraft.training.walk import Walk, walk
 
@@ -56,37 +55,46 @@ def replay(head: DraftHead, texts: Sequence[Text], *, mode: str) -> list[Walk]:
     return [walk(table) for table in survival(head, texts, mode=mode)]
 
 
-@torch.inference_mode()
 def survival(head: DraftHead, texts: Sequence[Text], *, mode: str) -> list[Tensor]:
     """P(the first s drafts of a cycle that starts with token i are all accepted).
 
     Per text (L - 1, n) float64, the row of token i and the column of s = 1..n.
     The last token is never a draft: with one token to go, decoding drafts nothing.
     """
+    return [text_survival(head, text, mode=mode) for text in texts]
+
+
+@torch.inference_mode()
+def text_survival(head: DraftHead, text: Text, *, mode: str) -> Tensor:
+    """`survival` of one text, some anchors at a time."""
     n = head.config.horizon
-    known = [head.draft_index(text.tokens) for text in texts]
-    targets = torch.cat([_ahead(k[:-1], n, fill=-1)[: t.anchors] for k, t in zip(known, texts, strict=True)])
-    log_p = torch.cat([_ahead(t.log_probs[:-1], n, fill=0)[: t.anchors] for t in texts])
-    features = torch.cat([features_along(head, text) for text in texts])
-    pending = torch.cat([text.tokens[: text.anchors] for text in texts])
-    size = 4 * head.config.positions * head.config.rank * head.config.draft_vocab_size
-    parts = []
-    for part in torch.arange(len(pending)).split(max(1, CHUNK_BYTES // size)):
-        joint = head.joint(features[part], pending[part])
+    targets = _ahead(head.draft_index(text.tokens)[:-1], n, fill=-1)[: text.anchors]
+    log_p = _ahead(text.log_probs[:-1], n, fill=0)[: text.anchors]
+    features, past = features_along(head, text)
+    size = max(
+        1, CHUNK_BYTES // (4 * head.config.positions * head.config.rank * head.config.draft_vocab_size)
+    )
+    parts = [torch.zeros(0, n, dtype=torch.float64)]
+    for start in range(0, text.anchors, size):
+        part = slice(start, min(start + size, text.anchors))
+        seen = None if past is None else past.part(part)
+        joint = head.joint(features[part], text.tokens[part], seen)
         if mode == "sampled":
             chances = kept(along(joint, targets[part], hits=False).log_q, log_p[part], targets[part])
         else:
-            chain = joint.argmax() if mode == "greedy" else cast(LatentMixture, joint).best_components()
+            chain = joint.argmax() if mode == "greedy" else joint.best_components()
             chances = (chain.tokens == targets[part]).double()
         parts.append(chances.cumprod(-1).cpu())
-    return list(torch.cat(parts).split([text.anchors for text in texts]))
+    return torch.cat(parts)
 
 
-def features_along(head: DraftHead, text: Text) -> Tensor:
-    """u of every token a cycle can start with, its whole past known; (L - 1, d)."""
+def features_along(head: DraftHead, text: Text) -> tuple[Tensor, Past | None]:
+    """u of every token a cycle can start with, (L - 1, d), and what chains from there see of the text."""
     states = torch.cat([text.told_hidden, text.hidden])[None]
     after = torch.cat([text.told, text.tokens])[None]
-    return head.features(states, after)[0, len(text.told) :][: text.anchors]
+    features, memory = head.read(states, after)
+    places = len(text.told) + torch.arange(text.anchors, device=features.device)
+    return features[0, places], None if memory is None else memory.at(torch.zeros_like(places), places)
 
 
 def _ahead(values: Tensor, n: int, *, fill: float) -> Tensor:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
 
 from polydraft.errors import InputError
+from polydraft.heads.past import Memory, Past
 from polydraft.masks import slot_mask
 from polydraft.slots import SlotCache
 
@@ -26,11 +31,23 @@ def block_sizes(base: PreTrainedConfig) -> dict[str, Any]:
     return found | {"rope_theta": theta}
 
 
+class Recorder:
+    """Takes the place of a cache that is empty, and keeps what the layer makes."""
+
+    memory: Memory
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        """Called by the layer."""
+        self.memory = Memory(keys, values)
+        return keys, values
+
+
 class ContextBlock(nn.Module):
     """u = x + mlp(norm(x)), x = f + attention(norm(f)): a Llama layer over fused features f, causal.
 
     The draft model of EAGLE (Li et al. 2024, arXiv 2401.15077) is one such layer; here it is run once a
-    cycle, not once a draft. Its output projections start at zero, so u starts as f.
+    cycle, and for recurrent heads once a draft too (`step`). Its output projections start at zero, so u
+    starts as f.
 
     Args:
         hidden_size: d. sizes: as `block_sizes` gives them.
@@ -90,8 +107,6 @@ class ContextBlock(nn.Module):
                 of those before it; None counts on from the cache.
             cache: what earlier calls saw; T more are written behind each row, to be kept by the caller.
         """
-        if not self._rotary or self._rotary[0].inv_freq.device != features.device:
-            self._rotary = [LlamaRotaryEmbedding(self.layer_config).to(features.device)]
         width, device = features.shape[1], features.device
         if cache is not None and cache.shared_length is None:
             mask: Any = slot_mask(cache.lengths, width, device=device)
@@ -107,13 +122,62 @@ class ContextBlock(nn.Module):
         if places is None:
             seen = torch.tensor([0] if cache is None else cache.lengths, device=device)
             places = seen[:, None] + torch.arange(width, device=device)
+        return self._run(features, mask, places, cache)
+
+    def read(self, features: Tensor, *, position_ids: Tensor | None = None) -> tuple[Tensor, Memory]:
+        """`forward` of whole texts, and what is remembered of them, with its gradient."""
+        recorder, width = Recorder(), features.shape[1]
+        mask = create_causal_mask(
+            config=self.layer_config,
+            inputs_embeds=features,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=position_ids,
+        )
+        places = torch.arange(width, device=features.device)[None] if position_ids is None else position_ids
+        out = self._run(features, mask, places, recorder)
+        return out, recorder.memory._replace(position_ids=position_ids)
+
+    def step(
+        self, features: Tensor, places: Tensor, *, past: Past, memory: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The layer over one token more of each of P chains.
+
+        Args:
+            features: (P, d). places: (P,), their positions. past: the texts before the chains.
+            memory: keys and values of the chains so far, (P, H, s, D) each; () for none.
+
+        Returns:
+            u (P, d), and the memory with this token.
+        """
+        attention = self.layer.self_attn
+        normed = self.layer.input_layernorm(features)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        queries, keys, values = (
+            part(normed).unflatten(-1, (-1, 1, attention.head_dim)) for part in projections
+        )
+        rotary = self._tables(features.device)(features, places[:, None])
+        queries, keys = apply_rotary_pos_emb(queries, keys, *rotary)
+        if memory:
+            keys, values = (torch.cat(both, 2) for both in zip(memory, (keys, values), strict=True))
+        seen = past.attend(queries[:, :, 0], keys, values, scale=attention.scaling)
+        after = features + attention.o_proj(seen.flatten(1))
+        return after + self.layer.mlp(self.layer.post_attention_layernorm(after)), (keys, values)
+
+    def _run(self, features: Tensor, mask: Any, places: Tensor, cache: SlotCache | Recorder | None) -> Tensor:
         out = self.layer(
             features,
             attention_mask=mask,
             position_ids=places,
-            past_key_values=cache,
+            past_key_values=cast(Any, cache),
             use_cache=cache is not None,
-            position_embeddings=self._rotary[0](features, places),
+            position_embeddings=self._tables(features.device)(features, places),
         )
         assert isinstance(out, Tensor)
         return out
+
+    def _tables(self, device: torch.device) -> LlamaRotaryEmbedding:
+        """Angles of the positions, on this device."""
+        if not self._rotary or self._rotary[0].inv_freq.device != device:
+            self._rotary = [LlamaRotaryEmbedding(self.layer_config).to(device)]
+        return self._rotary[0]

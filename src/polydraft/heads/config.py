@@ -14,6 +14,21 @@ FORMAT_VERSION = 1
 FEATURES = ("hidden", "fused", "block")
 
 
+def check_features(joint: str, features: str) -> None:
+    """Refuse features that a stepwise member cannot go on from: it reads x[t+1] with the hidden state.
+
+    Args:
+        joint: a member's name.
+
+    Raises:
+        InputError: names those it can.
+    """
+    wanted = ("block",) if joint == "recurrent" else ("fused", "block")
+    if MEMBERS[joint].steps and features not in wanted:
+        listed = " or ".join(repr(name) for name in wanted)
+        raise InputError(f"joint {joint!r} needs features {listed}, got {features!r}")
+
+
 class DraftConfig(PreTrainedConfig):
     """What a `DraftHead` is made of, and for which base model.
 
@@ -24,7 +39,9 @@ class DraftConfig(PreTrainedConfig):
         horizon: n, tokens drafted after the one the base model has just given.
         rank: r, components of the joint; 1 is the independent head.
         joint: member of the family of joints: independent, cp (the canonical decomposition), hmm, tree,
-            markov, cp-markov, or one registered by `polydraft.joint.register`.
+            markov, cp-markov, sequential, recurrent, or one registered by `polydraft.joint.register`.
+            sequential and recurrent run a module once per draft (`joint.stepwise`): a network per position
+            over the embeddings of all drafts before (Hydra), or the block itself (EAGLE), which it needs.
         features: "hidden", h_t alone, the sampled token entering through the posterior over
             components (the paper); "fused", h_t joined with the embedding of the sampled token; "block",
             a causal transformer layer over the fused features of the whole context.
@@ -32,7 +49,9 @@ class DraftConfig(PreTrainedConfig):
         layers: further hidden layers of the base model that are fused, 1-based; none with "hidden".
         block: sizes of the transformer layer ("block" only), as `heads.block.block_sizes` gives them.
         map_rank: rank of the linear map per (position, component); 0 is a full d x d map (the paper's).
-        markov_rank: rank of the bias from the token before, where the member has one.
+            sequential and recurrent have no maps.
+        markov_rank: rank of the bias from the token before, where the member has one; of sequential, the
+            width of its networks (Hydra's is hidden_size).
         components: of the r components, how many the head evaluates when it drafts (top-k routing by
             weight; the joint drafted from stays exact); 0 is all.
         own_unembedding: an unembedding per (position, component), the paper's from-scratch form,
@@ -101,6 +120,7 @@ class DraftConfig(PreTrainedConfig):
                 f"joint {self.joint!r} has one component: rank must be 1, got {self.rank}; "
                 f"of several components are {many}"
             )
+        check_features(self.joint, self.features)
         if not isinstance(self.components, int) or not 0 <= self.components <= self.rank:
             raise InputError(
                 f"components must be 0 (all) or at most the rank {self.rank}, got {self.components!r}"
@@ -117,6 +137,11 @@ class DraftConfig(PreTrainedConfig):
     def member(self) -> Member:
         """The member of the family."""
         return MEMBERS[self.joint]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether drafting runs the block once per draft, over the keys and values of the text."""
+        return self.joint == "recurrent"
 
     @property
     def state_size(self) -> int:

@@ -12,9 +12,13 @@ from polydraft.heads.block import ContextBlock
 from polydraft.heads.config import DraftConfig
 from polydraft.heads.features import FullMaps, FusedFeatures, LowRankMaps
 from polydraft.heads.fingerprint import check_base, unembedding
+from polydraft.heads.past import Memory, Past
 from polydraft.heads.previous import PreviousToken
 from polydraft.heads.reader import ContextReader
-from polydraft.joint import Gate, JointDistribution, LatentMixture
+from polydraft.heads.recurrent import Recurrent
+from polydraft.heads.sequential import Sequential
+from polydraft.heads.steps import StepMaps, Steps
+from polydraft.joint import Gate, JointDistribution, LatentMixture, StepwiseJoint, unrolled
 from polydraft.joint.mixture import ALL, Bias, Rows
 from polydraft.slots import SlotCache
 
@@ -28,7 +32,8 @@ class DraftHead(PreTrainedModel):
         P(z_1..z_n) = gate(u_t)                              r components a position
         P_a^(s) = softmax(U' map_{s,a}(u_t))                 (V'), U' = rows of the base unembedding
 
-    Markov members add `PreviousToken`, a shift of each map by the token before.
+    Markov members add `PreviousToken`, a shift of each map by the token before. Stepwise members have
+    `Steps` in place of maps.
 
     The embedding and U' belong to the base model: `attach` lends them, `save_pretrained` leaves them
     out. Buffer `draft_ids` (V',) holds the base token id of every draft token. `switch` is set where the
@@ -49,7 +54,8 @@ class DraftHead(PreTrainedModel):
         self.fuse = FusedFeatures(d, config.feature_size, len(config.layers)) if fused else None
         self.block = ContextBlock(d, config.block) if config.features == "block" else None
         self.gate: Gate = config.member.gate(d, r, s)
-        self.maps = LowRankMaps(s, r, d, config.map_rank) if config.map_rank else FullMaps(s, r, d)
+        self.steps = _steps(config)
+        self.maps = _maps(config)
         self.previous = PreviousToken(d, config.markov_rank, s) if config.member.markov else None
         if config.own_unembedding:
             self.own = nn.Parameter(torch.empty(s, r, config.draft_vocab_size, d))
@@ -66,6 +72,8 @@ class DraftHead(PreTrainedModel):
             self.previous.reset()
         if self.block is not None:
             self.block.reset()
+        if self.steps is not None:
+            self.steps.reset()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -165,11 +173,27 @@ class DraftHead(PreTrainedModel):
             position_ids: (B, T), restarting where another document begins; None for one document a row.
             cache: of the block: what earlier calls saw; T more are written, see `ContextBlock`.
         """
+        out = self._fused(hidden, next_tokens)
+        return out if self.block is None else self.block(out, position_ids=position_ids, cache=cache)
+
+    def read(
+        self, hidden: Tensor, next_tokens: Tensor, *, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, Memory | None]:
+        """`features` of whole texts, and what chains of drafts see of them; None but for recurrent heads.
+
+        `Memory.at` makes of it the past of some chains, which `joint` and `unrolled` take.
+        """
+        if self.block is None or not self.config.recurrent:
+            return self.features(hidden, next_tokens, position_ids=position_ids), None
+        return self.block.read(self._fused(hidden, next_tokens), position_ids=position_ids)
+
+    def _fused(self, hidden: Tensor, next_tokens: Tensor) -> Tensor:
+        """The features of single positions, which a block goes on from."""
         hidden = hidden.to(self.dtype)
         if self.fuse is None:
             return hidden
         out: Tensor = self.fuse(hidden, self.embed(next_tokens))
-        return out if self.block is None else self.block(out, position_ids=position_ids, cache=cache)
+        return out
 
     def logits(self, mapped: Tensor, position: int) -> Tensor:
         """Draft-vocabulary logits of one 0-based position; z (B, r, d) -> (B, r, V'), float32."""
@@ -193,17 +217,53 @@ class DraftHead(PreTrainedModel):
             hidden, next_tokens = hidden[:, None], next_tokens[:, None]
         if self.block is None:
             hidden, next_tokens = hidden[:, -1:], next_tokens[:, -1:]
-        return self.joint(self.features(hidden, next_tokens)[:, -1], next_tokens[:, -1])
+        features, memory = self.read(hidden, next_tokens)
+        past = None
+        if memory is not None:
+            rows = torch.arange(len(hidden), device=features.device)
+            past = memory.at(rows, torch.full_like(rows, hidden.shape[1] - 1))
+        return self.joint(features[:, -1], next_tokens[:, -1], past)
 
-    def joint(self, features: Tensor, next_tokens: Tensor) -> JointDistribution:
-        """The joint from the features; u (B, d) and x[t+1] (B,), see `forward`."""
+    def joint(self, features: Tensor, next_tokens: Tensor, past: Past | None = None) -> JointDistribution:
+        """The joint from the features; u (B, d) and x[t+1] (B,), see `forward`.
+
+        Args:
+            past: what the chains see of their texts; a recurrent head needs it.
+        """
+        if self.steps is not None:
+            stepper = self.steps.stepper(self, features, past)
+            size = self.config.draft_vocab_size
+            return StepwiseJoint(stepper, self._unembed, horizon=self.config.horizon, vocab_size=size)
+        joint = self._mixture(features)
+        return joint.after(self.draft_index(next_tokens)) if self.config.features == "hidden" else joint
+
+    def unrolled(self, features: Tensor, targets: Tensor, past: Past | None = None) -> Tensor:
+        """z of a stepwise head at all positions along the text's own tokens, which `maps` takes apart.
+
+        Args:
+            features: u (B, d). targets: (B, n) int64 draft indices, -1 unknown. past: as of `joint`.
+
+        Returns:
+            (B, n d).
+        """
+        assert self.steps is not None
+        if not len(features):
+            return features.repeat(1, targets.shape[1])
+        return unrolled(self.steps.stepper(self, features, past), targets).flatten(1)
+
+    def _mixture(self, features: Tensor) -> LatentMixture:
+        """The joint over all modelled positions of a head with maps."""
+        assert not isinstance(self.maps, StepMaps)
         latent = self.gate(features)
         kept = None
         if 0 < self.config.components < self.config.rank:
             latent, kept = latent.routed(self.config.components)
         mapped = self.maps(features) if kept is None else self.maps.selected(features, kept)
-        joint = LatentMixture(latent, self._all_logits(mapped, kept), self._bias(features, kept))
-        return joint.after(self.draft_index(next_tokens)) if self.config.features == "hidden" else joint
+        return LatentMixture(latent, self._all_logits(mapped, kept), self._bias(features, kept))
+
+    def told(self, tokens: Tensor) -> Tensor:
+        """Embeddings of draft indices (B,), zero for -1; (B, d)."""
+        return torch.where((tokens >= 0)[:, None], self.embed(self.draft_ids[tokens.clamp(min=0)]), 0.0)
 
     def reader(self, *, rows: int = 1) -> ContextReader:
         """What reads `rows` growing texts for drafting."""
@@ -218,6 +278,12 @@ class DraftHead(PreTrainedModel):
         product = (rows @ flat.T).T.contiguous()  # for few rows twice as fast as flat @ rows.T
         out: Tensor = product.unflatten(0, mapped.shape[:3])
         return out
+
+    def _unembed(self, mapped: Tensor, position: int) -> Tensor:
+        """Logits of one 0-based position and one component; z (B, d) -> (B, V'), float32."""
+        if self.config.own_unembedding:
+            return self.logits(mapped[:, None], position)[:, 0]
+        return (self.rows @ mapped.to(self.rows.dtype).T).T.float()
 
     def _own_logits(self, mapped: Tensor, kept: Tensor | None) -> Tensor:
         """The same with an unembedding per position and component."""
@@ -272,3 +338,20 @@ class DraftHead(PreTrainedModel):
         assert self.previous is not None
         out: Tensor = self.previous(contexts, self.embed(self.draft_ids[before.clamp(min=0)]))
         return torch.where((before >= 0)[:, None], out, 0.0)
+
+
+def _maps(config: DraftConfig) -> LowRankMaps | FullMaps | StepMaps:
+    """From features to z of all positions."""
+    sizes = config.positions, config.rank, config.hidden_size
+    if config.member.steps:
+        return StepMaps(config.positions)
+    return LowRankMaps(*sizes, config.map_rank) if config.map_rank else FullMaps(*sizes)
+
+
+def _steps(config: DraftConfig) -> Steps | None:
+    """What a stepwise member runs; None for others."""
+    if not config.member.steps:
+        return None
+    if config.recurrent:
+        return Recurrent()
+    return Sequential(config.hidden_size, config.markov_rank, config.positions)

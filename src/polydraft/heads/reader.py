@@ -9,11 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from polydraft.heads.past import Memory
 from polydraft.joint import JointDistribution
-from polydraft.slots import SlotCache
+from polydraft.slots import SlotCache, SlotLayer
 
 if TYPE_CHECKING:
     from polydraft.heads.draft_head import DraftHead
+
+
+def slot_memory(slots: SlotCache) -> Memory:
+    """What the one layer of `slots` has written; no copy."""
+    layer = slots.layers[0]
+    assert isinstance(layer, SlotLayer)
+    assert layer.keys is not None and layer.values is not None
+    return Memory(layer.keys, layer.values)
 
 
 class ContextReader:
@@ -59,12 +68,18 @@ class ContextReader:
         self._waiting = [[] for _ in parts]
         if self._slots is None:
             return self._head.forward(hidden[:, -1], tokens[:, -1])
-        features = self._head.features(hidden, tokens, cache=self._slots)
+        slots = self._slots
+        features = self._head.features(hidden, tokens, cache=slots)
         sizes = [len(after) for _, after in parts]
-        self._slots.keep([range(size) for size in sizes])
+        slots.keep([range(size) for size in sizes])
         last = [size - 1 for size in sizes]
         rows = list(range(len(sizes)))
-        return self._head.joint(features[rows, last], tokens[rows, last])
+        past = None
+        if self._head.config.recurrent:
+            device = features.device
+            places = torch.tensor(slots.lengths, device=device) - 1
+            past = slot_memory(slots).at(torch.arange(len(rows), device=device), places)
+        return self._head.joint(features[rows, last], tokens[rows, last], past)
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with `rows` alone."""

@@ -1,6 +1,7 @@
 """Joint distributions over the next n tokens: pure tensor maths, knows no model.
 
-Every member is a hidden process over components (`Latent`) under one `LatentMixture`; see `registry`.
+Every member is a hidden process over components (`Latent`) under one `LatentMixture`, or goes step by step
+(`StepwiseJoint`); see `registry`.
 """
 
 from polydraft.joint import markov as markov
@@ -13,6 +14,7 @@ from polydraft.joint.independent import Independent
 from polydraft.joint.latent import Latent, select_state
 from polydraft.joint.mixture import LatentMixture
 from polydraft.joint.registry import MEMBERS, Member, member, register
+from polydraft.joint.stepwise import Step, Stepper, StepwiseJoint, unrolled
 
 __all__ = [
     "MEMBERS",
@@ -26,8 +28,12 @@ __all__ = [
     "Latent",
     "LatentMixture",
     "Member",
+    "Step",
+    "Stepper",
+    "StepwiseJoint",
     "Warp",
     "member",
     "register",
     "select_state",
+    "unrolled",
 ]

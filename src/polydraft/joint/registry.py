@@ -15,12 +15,15 @@ class Member:
         name: as in `DraftConfig.joint` and `polydraft train --joint`.
         gate: module from features to the hidden process.
         markov: whether a bias from the token before is added to each row.
+        steps: whether a module of `heads.steps` runs once per draft and makes its row (`stepwise`); such a
+            member has no maps.
         single: whether it has one component only.
     """
 
     name: str
     gate: type[Gate]
     markov: bool = False
+    steps: bool = False
     single: bool = False
 
 

@@ -63,7 +63,7 @@ class Drafting:
     evaluates when it drafts.
 
     Args:
-        features: (P, d), u of all `anchors`. part: which of them.
+        features: `Anchors.features`. part: which of them.
     """
 
     def __init__(self, head: DraftHead, anchors: Anchors, features: Tensor, part: slice) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polydraft.heads import DraftConfig, DraftHead
+from polydraft.heads.past import Past
 from polydraft.training.chunked import chunked_sum
 from polydraft.training.fused import FusedRows, TeacherScores
 from polydraft.training.teacher import Teacher, probabilities
@@ -100,12 +101,19 @@ class Anchors(NamedTuple):
     context: Context | None = None
 
     def features(self, head: DraftHead) -> Tensor:
-        """u of the anchors; (P, d)."""
+        """What `feature_losses` starts from: u of the anchors, (P, d), or z along the text, (P, S d)."""
+        features, past = self.read(head)
+        return features if head.steps is None else head.unrolled(features, self.targets, past)
+
+    def read(self, head: DraftHead) -> tuple[Tensor, Past | None]:
+        """u of the anchors, (P, d), and for a recurrent head what they see of their texts."""
         context = self.context
         if context is None:
-            return head.features(self.hidden, self.next_tokens)
-        rows = head.features(context.hidden, context.next_tokens, position_ids=context.position_ids)
-        return rows.flatten(0, 1)[context.places]
+            return head.features(self.hidden, self.next_tokens), None
+        features, memory = head.read(context.hidden, context.next_tokens, position_ids=context.position_ids)
+        width = features.shape[1]
+        rows, places = context.places // width, context.places % width
+        return features[rows, places], None if memory is None else memory.at(rows, places)
 
     def part(self, rows: slice) -> Anchors:
         """Some of the anchors, targets alone: the features of `hidden` are computed for all at once."""
@@ -158,7 +166,7 @@ def chunk_losses(
     and sum_s nll_s is the joint negative log-likelihood.
 
     Args:
-        features: (C, d), u of the anchors.
+        features: (C, d), u of the anchors, or (C, S d), z of a stepwise head.
         fused: the rows U' that all positions share; None for a head with unembeddings of its own.
 
     Returns:
@@ -219,7 +227,7 @@ def head_losses(
 def feature_losses(
     head: DraftHead, features: Tensor, anchors: Anchors, weights: LossWeights, *, chunk: int | None = None
 ) -> Losses:
-    """`head_losses` from the features of the anchors on, (P, d)."""
+    """`head_losses` from `Anchors.features` on."""
     count, steps = anchors.targets.shape
     gamma = weights.discount ** torch.arange(steps, device=features.device, dtype=torch.float32)
 

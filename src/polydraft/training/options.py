@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from polydraft.errors import InputError
+from polydraft.heads.config import check_features
 from polydraft.joint import MEMBERS
 from polydraft.modes import VERIFIER, VERIFIERS
 from polydraft.training.losses import LossWeights
@@ -145,6 +146,8 @@ class TrainOptions:
         if self.block_start not in BLOCK_STARTS:
             known = ", ".join(BLOCK_STARTS)
             raise InputError(f"block_start must be one of {known}, got {self.block_start!r}")
+        if self.joint in MEMBERS:
+            check_features(self.joint, self.features)
         self._check_trunk()
         self._check_loss()
 

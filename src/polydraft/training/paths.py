@@ -89,12 +89,14 @@ def paths(head: DraftHead, anchors: Anchors, *, greedy: bool = True, sampled: bo
         anchors: with a teacher where `sampled`.
     """
     skip = anchors.targets.shape[1] - head.config.horizon
-    features = anchors.features(head)
+    features, past = anchors.read(head)
     targets, valid = anchors.targets[:, skip:], anchors.valid[:, skip:]
     log_q, hits, ratios = [], [], []
     for i in range(0, len(targets), MOST_ANCHORS):
         part = slice(i, i + MOST_ANCHORS)
-        found = along(head.joint(features[part], anchors.next_tokens[part]), targets[part], hits=greedy)
+        seen = None if past is None else past.part(part)
+        joint = head.joint(features[part], anchors.next_tokens[part], seen)
+        found = along(joint, targets[part], hits=greedy)
         log_q.append(found.log_q.float())
         if found.hits is not None:
             hits.append(found.hits.double())

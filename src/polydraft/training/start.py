@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig, DraftHead
 from polydraft.heads.fingerprint import describe_base
+from polydraft.heads.sequential import Sequential
 from polydraft.hidden import decoder_layers
 from polydraft.joint.gate import last_repeated
 from polydraft.training.data import Document, frequent_tokens
@@ -69,12 +70,15 @@ def grow(head: DraftHead, trained: DraftHead) -> None:
     Copies get relative noise of `NOISE`, since identical components have identical gradients; they share
     the weight of the component they copy evenly, so the joint is the trained one up to the noise. Members
     may differ: transitions start at the identity and biases at zero where the trained head has none. So may
-    features: see `take_features`.
+    features: see `take_features`. Stepwise heads and those with maps take the features alone of each other.
 
     Raises:
         InputError: they differ in more, or the trained rank is above.
     """
+    mapless = head.steps is not None or trained.steps is not None
     for name in FIXED:
+        if name == "map_rank" and mapless:
+            continue
         if (old := getattr(trained.config, name)) != (new := getattr(head.config, name)):
             raise InputError(f"--init-from has {name} {old}, this run {new}: they must agree")
     if head.config.rank < trained.config.rank:
@@ -87,19 +91,31 @@ def grow(head: DraftHead, trained: DraftHead) -> None:
     take_features(head, trained)
     head.gate.take(trained.gate, index)
     if head.previous is not None and trained.previous is not None:
-        if head.config.markov_rank != trained.config.markov_rank:
-            raise InputError(
-                f"--init-from has markov_rank {trained.config.markov_rank}, this run "
-                f"{head.config.markov_rank}: they must agree"
-            )
+        check_width(head.config, trained.config)
         head.previous.take(trained.previous)
+    if isinstance(head.steps, Sequential) and isinstance(trained.steps, Sequential):
+        check_width(head.config, trained.config)
+        head.steps.take(trained.steps)
     source, positions = trained.state_dict(), last_repeated(head.config.positions, trained.config.positions)
     for name, value in head.state_dict().items():
-        if name in MAPS:
+        if name in MAPS and name in source:
             old = source[name].to(value.dtype)
             if name == "maps.inner.weight":
                 old = old.unflatten(0, (trained.config.positions, -1, head.config.map_rank))
             value.copy_(_noisy(old[positions[:, None], index], len(index)).view_as(value))
+
+
+def check_width(config: DraftConfig, trained: DraftConfig) -> None:
+    """Refuse to start from what reads the tokens before in another width.
+
+    Raises:
+        InputError: names both.
+    """
+    if config.markov_rank != trained.markov_rank:
+        raise InputError(
+            f"--init-from has markov_rank {trained.markov_rank}, this run {config.markov_rank}: "
+            "they must agree"
+        )
 
 
 def take_features(head: DraftHead, trained: DraftHead) -> None:

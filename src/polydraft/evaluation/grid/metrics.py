@@ -73,7 +73,6 @@ METRICS: dict[str, Metric] = {
     "step_ms": Metric("training step, ms", _path("step_seconds"), "{:.0f}", 1e3),
     "steps": Metric("training steps", _path("steps"), "{:.0f}"),
     "minutes": Metric("training, min", _path("training_minutes"), "{:.1f}"),
-    "memory": Metric("peak memory of training, MiB", _path("peak_memory_mib"), "{:.0f}"),
     "wall_greedy": Metric(
         "wall clock, greedy", _path("speed", "greedy", "median_ratio", interval="interval"), "{:.2f}"
     ),

@@ -31,11 +31,22 @@ def chosen(rows: Sequence[Row], spec: Selection) -> list[Row]:
 
 
 def grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows of equal fields `names` together, in the order of the first of each."""
-    out: dict[tuple[Any, ...], list[Row]] = {}
+    """Rows of equal fields `names` together; numbers ascend, all else stands as it came."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        out.setdefault(tuple(field(row, name) for name in names), []).append(row)
-    return out
+        found.setdefault(tuple(field(row, name) for name in names), []).append(row)
+    first: list[dict[Any, int]] = [{} for _ in names]
+    for key in found:
+        for seen, value in zip(first, key, strict=True):
+            seen.setdefault(value, len(seen))
+
+    def place(key: tuple[Any, ...]) -> list[float]:
+        return [
+            float(value) if isinstance(value, int | float) else seen[value]
+            for seen, value in zip(first, key, strict=True)
+        ]
+
+    return {key: found[key] for key in sorted(found, key=place)}
 
 
 def pooled(rows: Sequence[Row], shown: Metric, *, title: str) -> tuple[float, list[float] | None] | None:

@@ -105,14 +105,12 @@ def training(store: Store, cell: Cell) -> dict[str, Any]:
     rates = [entry["positions_per_second"] for entry in history if "positions_per_second" in entry]
     seconds = read_json(store.folder(cell.name) / "seconds.json")
     held_out = next(entry for entry in reversed(history) if "eval_nll" in entry)
-    provenance = read_json(head / "config.json")["provenance"]
     return {
         "parameters": parameters(head),
         "trunk_parameters": parameters(head / MODEL) if (head / MODEL).exists() else None,
         "training_minutes": seconds["seconds"] / 60,
         "step_seconds": seconds.get("step_seconds"),
-        "epochs": round(float(history[-1].get("epoch", 0.0)), 2),
-        "peak_memory_mib": provenance.get("peak_memory_mib"),
+        "epochs": round(float(history[-1].get("epoch", 0.0)), 1),
         "base_loss": record.get("base_loss"),
         "use": component_use(history),
         "positions_per_second": median(rates) if rates else None,
