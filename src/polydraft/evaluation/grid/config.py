@@ -207,7 +207,7 @@ def is_independent(cell: Cell) -> bool:
 
 
 def alike(cell: Cell, other: Cell) -> bool:
-    """Whether they draft as many tokens for one base, from one seed; a trained one after as many steps."""
-    names = ("horizon", "seed", "trunk", *(("steps",) if cell.own_model else ()))
+    """Whether they draft as many tokens for one base, from one seed; with a trained model alike too."""
+    names = ("horizon", "seed", "trunk", *(("steps", "features") if cell.own_model else ()))
     same = all(getattr(cell.options, name) == getattr(other.options, name) for name in names)
     return same and cell.base.name == other.base.name

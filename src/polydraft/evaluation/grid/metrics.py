@@ -60,11 +60,11 @@ def _acceptance(mode: str, name: str) -> Callable[[Row], tuple[float, Bounds] | 
 METRICS: dict[str, Metric] = {
     "greedy": Metric("tokens/step, greedy", _acceptance("greedy", "length")),
     "sampled": Metric("tokens/step, T = 1", _acceptance("sampled", "length")),
-    "greedy_ratio": Metric("greedy, against rank 1", _acceptance("greedy", "ratio")),
-    "sampled_ratio": Metric("T = 1, against rank 1", _acceptance("sampled", "ratio")),
+    "greedy_ratio": Metric("greedy, ratio to reference", _acceptance("greedy", "ratio")),
+    "sampled_ratio": Metric("T = 1, ratio to reference", _acceptance("sampled", "ratio")),
     "joint_loss": Metric("joint loss, nats per n tokens", _path("loss", "joint", interval="joint_interval")),
     "joint_ratio": Metric(
-        "joint loss minus that of rank 1, nats", _path("loss", "difference", interval="difference_interval")
+        "joint loss minus the reference's, nats", _path("loss", "difference", interval="difference_interval")
     ),
     "first_loss": Metric("first token, nats", _path("loss", "language", interval="language_interval")),
     "draft_loss": Metric("first draft, nats", _path("loss", "first_draft")),

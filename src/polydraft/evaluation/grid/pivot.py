@@ -80,7 +80,7 @@ def words(rows: Sequence[Row], shown: Metric, *, title: str) -> str:
 
 
 def pivot(content: dict[str, Any], spec: TableSpec) -> dict[str, Any]:
-    """One table, ready for markdown: `title`, `headings`, `rows` of texts, `note`, `command`.
+    """One table, ready for markdown: `title`, `headings`, `rows` of texts, `note`.
 
     Raises:
         InputError: an unknown column or field, or rows that the table cannot tell apart.
@@ -112,7 +112,6 @@ def pivot(content: dict[str, Any], spec: TableSpec) -> dict[str, Any]:
         "headings": headings,
         "rows": lines,
         "note": " ".join(filter(None, [spec.note, intervals])),
-        "command": content["command"],
     }
 
 
