@@ -39,8 +39,9 @@ def figure(value: float) -> dict[str, Any]:
 
 
 def head(joint: str, rank: int, horizon: int, draft: float, *, features: str = "fused") -> dict[str, Any]:
-    """A measured head: drafting seconds, and 0.5 s of verification with cache."""
-    parts = {"draft": draft, "verify": 0.4, "keep": 0.1, "cost": 2.0}
+    """A measured head: drafting seconds, a forward of 0.9 (10 + n), 0.5 s of verification with cache."""
+    forward = 0.9 * (10 + horizon)
+    parts = {"draft": draft, "forward": forward, "verify": 0.4, "keep": 0.1, "cost": 2.0}
     mode = {name: figure(value) for name, value in parts.items()}
     found = {"joint": joint, "rank": rank, "horizon": horizon, "features": features}
     return {"name": f"{joint}{rank}", **found, "greedy": mode, "sampled": copy.deepcopy(mode)}
@@ -97,8 +98,21 @@ def test_costs_between_those_measured() -> None:
     assert costs.drafting("markov", 1, 6, mode="sampled", features="block") == pytest.approx(1 + 3 + 3 + 5)
     assert costs.drafting("cp", 9, 2, **drafting) == pytest.approx(5 + 1)  # beyond them the nearest
     assert costs.forward(6, "greedy") == pytest.approx(9 * 15 / 10)  # within a plain step a forward takes 9
+    assert costs.forward(9, "greedy") == pytest.approx(14.4 * 18 / 16)  # beyond 1 + 6 by the curve
     assert costs.rest(4, "greedy") == pytest.approx(0.5)
     assert costs.cost("cp", 3, 4, mode="greedy") == pytest.approx((5 + 9 * 14 / 10 + 0.5) / 10)
+
+
+def test_heads_of_unknown_cost_are_left_out(tmp_path: Path) -> None:
+    costs = MeasuredCosts(overhead())
+    content = grid(costs)
+    content["cells"][1]["joint"] = "recurrent"
+    found = compare(costs, content, tmp_path / "results.json", prompt_tokens=40)
+    assert found["left_out"] == ["b"] and {row["name"] for row in found["rows"]} == {"a", "c"}
+    for cell in content["cells"]:
+        cell["joint"] = "sequential"
+    with pytest.raises(InputError, match="of no head whose costs are predicted"):
+        compare(costs, content, tmp_path / "results.json", prompt_tokens=40)
 
 
 def test_a_whole_run_by_hand() -> None:

@@ -26,9 +26,13 @@ def plot_specs(config: GridConfig, content: dict[str, Any], folder: Path) -> lis
 
 
 def plot_spec(spec: PictureSpec, rows: Sequence[Row]) -> bytes:
-    """A row of panels per metric, a column per value of `panels`; lines with their intervals."""
+    """A row of panels per metric, a column per value of `panels`; a row in all without these."""
     columns = grouped(rows, [spec.panels]) if spec.panels else {("",): list(rows)}
-    figure, axes = panels(len(spec.y), len(columns), height=3.4)
+    if spec.panels:
+        figure, axes = panels(len(spec.y), len(columns), height=3.4)
+    else:
+        figure, axes = panels(1, len(spec.y), height=3.4)
+        axes = axes.T
     for line, name in zip(axes, spec.y, strict=True):
         shown = metric(name)
         for axis, ((panel,), part) in zip(line, columns.items(), strict=True):

@@ -88,6 +88,7 @@ class Benches:
         names = list(self.benches)
         turn = number % len(names)
         with self.trunk, torch.no_grad():
+            self.forwards[1]()  # the first after a training step is slower than those that follow
             forward = {w: timed(run, device=self.model.device) for w, run in self.forwards.items()}
         cycles = 1 if warm else self.settings.cycles
         cells = {name: self.cell(name, cycles=cycles) for name in names[turn:] + names[:turn]}

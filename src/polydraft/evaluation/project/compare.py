@@ -47,7 +47,7 @@ def compare(
     components: int = 0,
     calibrate: str | None = None,
 ) -> dict[str, Any]:
-    """A row per timed cell and mode, and the errors of all.
+    """A row per timed cell and mode, and the errors of all; heads of unknown cost are left out by name.
 
     Args:
         content: of the grid's results.json, at `grid`. prompt_tokens: of a timed prompt, on average.
@@ -59,9 +59,13 @@ def compare(
         InputError: no cell was timed, none is called `calibrate`, the heads have another draft vocabulary
             than those measured, or costs are not known.
     """
-    timed = [cell for cell in content["cells"] if cell["speed"]]
-    if not timed:
+    every = [cell for cell in content["cells"] if cell["speed"]]
+    if not every:
         raise InputError(f"{grid} has no timed cells: run the stage speed of the grid")
+    kinds = {cell["name"]: head_of(cell, grid, components=components)["features"] for cell in every}
+    timed = [cell for cell in every if costs.knows(cell["joint"], kinds[cell["name"]])]
+    if not timed:
+        raise InputError(f"{grid} has timed cells, but of no head whose costs are predicted")
     if calibrate is not None and calibrate not in [cell["name"] for cell in timed]:
         raise InputError(f"{grid} has no timed cell {calibrate!r}")
     rows = [
@@ -96,6 +100,7 @@ def compare(
         "grid": str(grid),
         "calibrated_by": calibrate,
         "prompt_tokens": prompt_tokens,
+        "left_out": [cell["name"] for cell in every if cell not in timed],
         "rows": rows,
         "errors": {name: errors(rows, *path) for name, path in names.items()},
     }

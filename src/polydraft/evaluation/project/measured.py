@@ -60,8 +60,23 @@ class MeasuredCosts:
         return float(self._trunk[mode][part]["median"])
 
     def forward(self, width: int, mode: str) -> float:
-        """Seconds of a forward over `width` new tokens inside the loop."""
-        return self.plain(mode, "forward") * line(self._widths, width) / line(self._widths, 1)
+        """Seconds of a forward over `width` new tokens inside the loop.
+
+        Between those of plain steps and of the cells, 1 + n tokens (medians over a horizon's cells); beyond
+        these by the trunk's curve.
+        """
+        inside = {1: [self.plain(mode, "forward")]}
+        for cell in self.content["cells"]:
+            inside.setdefault(1 + int(cell["horizon"]), []).append(cell[mode]["forward"]["median"])
+        known = {k: median(values) for k, values in inside.items()}
+        if width <= max(known):
+            return line(known, width)
+        return known[max(known)] * line(self._widths, width) / line(self._widths, max(known))
+
+    @staticmethod
+    def knows(joint: str, features: str) -> bool:
+        """Whether the drafting of such heads can be put together from what an overhead run measures."""
+        return joint in MEMBERS and not MEMBERS[joint].steps and features != "hidden"
 
     def drafting(self, joint: str, components: int, horizon: int, *, mode: str, features: str) -> float:
         """Seconds of drafting.
@@ -69,7 +84,7 @@ class MeasuredCosts:
         Raises:
             InputError: the head has a part that the run did not measure.
         """
-        if joint not in MEMBERS or features == "hidden":
+        if not self.knows(joint, features):
             raise InputError(f"costs of a head {joint!r} with features {features!r} are not predicted")
         base = self._draft(self._by_rank, horizon, components, mode)
         for name, there in (("markov", MEMBERS[joint].markov), ("block", features == "block")):
