@@ -8,8 +8,6 @@ OUT/results.json, results.md, *.png
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from transformers import PreTrainedModel
 from polydraft.decoding.costs import device_name
 from polydraft.decoding.measuring import CONTEXT
 from polydraft.errors import InputError
+from polydraft.evaluation.grid.budget import Budget
 from polydraft.evaluation.grid.progress import Progress
 from polydraft.evaluation.grid.store import claim, write_json
 from polydraft.evaluation.overhead.machine import describe_machine
@@ -56,20 +55,16 @@ def run_overhead(
     for what in ("cycles", "positions", "rounds"):
         if getattr(settings, what) < 1:
             raise InputError(f"{what} must be at least 1, got {getattr(settings, what)}")
-    began = time.monotonic()
-
-    def spent() -> bool:
-        return budget_seconds is not None and time.monotonic() - began > budget_seconds
-
+    budget = Budget(None if budget_seconds is None else budget_seconds / 60)
     identity = identity_of(settings, model, name=name)
     claim(out / "settings.json", identity, what=f"{out}", remove=str(out))
     if not (out / "machine.json").exists():
         write_json(out / "machine.json", describe_machine(model))
-    measure_rounds(settings, out, model, spent=spent, progress=progress)
+    measure_rounds(settings, out, model, budget=budget, progress=progress)
     if memory:
         for cell in settings.cells:
             path = memory_path(out, cell.name)
-            if path.exists() or spent():
+            if path.exists() or budget.spent:
                 continue
             progress.note(f"memory of {cell.name}")
             dtype, threads = identity["dtype"], identity["threads"]
@@ -88,12 +83,12 @@ def run_overhead(
 
 
 def measure_rounds(
-    settings: Settings, out: Path, model: PreTrainedModel, *, spent: Callable[[], bool], progress: Progress
+    settings: Settings, out: Path, model: PreTrainedModel, *, budget: Budget, progress: Progress
 ) -> None:
     """Write a file for each round that is lacking.
 
     Args:
-        spent: () -> whether no further round may begin; one is measured whatever it says.
+        budget: once it is spent no further round begins; one is measured whatever it says.
     """
     lacking = [number for number in range(settings.rounds) if not round_path(out, number).exists()]
     if not lacking:
@@ -103,7 +98,7 @@ def measure_rounds(
     with progress.counting("overhead", settings.rounds) as advance:
         for number in range(settings.rounds):
             if number in lacking:
-                if spent() and read_rounds(out):
+                if budget.spent and read_rounds(out):
                     progress.note("the budget is spent")
                     break
                 write_json(round_path(out, number), benches.round(number))
