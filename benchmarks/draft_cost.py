@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
 from polydraft.decoding.row import Row
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.files import write_atomic

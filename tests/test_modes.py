@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import polydraft
 from polydraft.cli import app
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
 from polydraft.decoding.row import Row
 from polydraft.errors import InputError
 from polydraft.evaluation.runs import Sampling, run_drafted

@@ -41,6 +41,13 @@ class SlotLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(*value_states.shape[:2], size, value_states.shape[-1])
         self.is_initialized = True
 
+    def open_like(self, other: SlotLayer, *, rows: int) -> None:
+        """Make room as in another layer, if nothing has been written yet."""
+        if not self.is_initialized:
+            assert other.keys is not None and other.values is not None
+            nothing = (states[:1, :, :0].expand(rows, -1, -1, -1) for states in (other.keys, other.values))
+            self.lazy_initialization(*nothing)
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -157,6 +164,20 @@ class SlotCache(Cache):
             if layer.is_initialized:
                 assert layer.keys is not None and layer.values is not None
                 layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
+
+    def join(self, other: SlotCache) -> None:
+        """Take in the rows of another cache of the same model, behind one's own."""
+        self.capacity = other.capacity = max(self.capacity, other.capacity)
+        for own, new in zip(self._own, other._own, strict=True):
+            known = own if own.is_initialized else new
+            if not known.is_initialized:
+                continue
+            for layer, slots in ((own, self), (new, other)):
+                layer.open_like(known, rows=len(slots.lengths))
+                layer.grow()
+            for name in ("keys", "values"):
+                setattr(own, name, torch.cat([getattr(own, name), getattr(new, name)]))
+        self.lengths = self.lengths + other.lengths
 
     def take(self, cache: DynamicCache) -> None:
         """Begin with what `cache` holds; for one row.

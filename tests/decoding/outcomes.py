@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polydraft.decoding import block, loop, verify
+from polydraft.decoding import block, engine, verify
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Choices:
         self.weights = torch.empty(0)
         for module in (verify, block):
             monkeypatch.setattr(module, "happens", lambda chance, *_: not self.choose([chance, 1 - chance]))
-        for module in (verify, block, loop):
+        for module in (verify, block, engine):
             monkeypatch.setattr(module, "draw", self._draw)
         monkeypatch.setattr(torch, "multinomial", self._multinomial)
 

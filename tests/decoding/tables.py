@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList
 
 from polydraft.decoding.drafts import Draft, Kept
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
+from polydraft.decoding.loop import run
 from polydraft.decoding.row import Row
 from polydraft.decoding.trunk import Trunk
 from polydraft.heads import DraftHead
@@ -285,7 +286,7 @@ class WatchedEngine(Engine):
 def generated(table: TableModel, engine: Engine, criteria: StoppingCriteriaList) -> list[int]:
     """The new tokens of one run of the decoding loop."""
     row = Row(table.prompt, criteria)
-    engine.run([row], [table.prompt[0]], TableTrunk(table))
+    run(engine, [row], [table.prompt[0]], TableTrunk(table))
     new: list[int] = row.ids[0, table.prompt.shape[1] :].tolist()
     return new
 

@@ -13,7 +13,7 @@ from polydraft import generate
 from polydraft.adapters import AdapterSwitch, add_adapter, trained_parameters
 from polydraft.decoding.adapted import verify_with_base
 from polydraft.decoding.drafts import Draft, Kept
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
 from polydraft.decoding.row import Row
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead

@@ -21,7 +21,7 @@ from transformers import MaxLengthCriteria, StoppingCriteriaList
 import polydraft
 from polydraft.decoding import block, verify
 from polydraft.decoding.drafts import Draft, Kept
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
 from polydraft.decoding.row import Row
 from polydraft.decoding.verify import Verified
 from polydraft.joint import JointDistribution

@@ -17,7 +17,7 @@ from transformers import StoppingCriteriaList
 
 from polydraft.decoding import block, verify
 from polydraft.decoding.drafts import Draft
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
 from polydraft.decoding.row import Row
 from polydraft.modes import VERIFICATIONS
 from tests.decoding.cases import CASES, HORIZON, PROMPT, VOCAB_SIZE, WARPED, Case, tables

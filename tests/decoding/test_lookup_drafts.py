@@ -9,7 +9,8 @@ import torch
 from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 import polydraft
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
+from polydraft.decoding.loop import run
 from polydraft.decoding.policy import Fixed
 from polydraft.decoding.row import Row
 from polydraft.decoding.trunk import EagerTrunk
@@ -82,7 +83,7 @@ def test_each_policy_is_told_of_its_own_drafts() -> None:
     rows = [Row(PROMPT, StoppingCriteriaList([MaxLengthCriteria(70)])) for _ in range(2)]
     trunk = EagerTrunk(model, taps=head.config.taps, rows=2)
     with torch.inference_mode():
-        statistics = engine.run(rows, [PROMPT[0], PROMPT[0]], trunk)
+        statistics = run(engine, rows, [PROMPT[0], PROMPT[0]], trunk)
     assert {drafted for drafted, _ in asked.seen} <= {0, 1, 2} and asked.seen
     assert max(drafted for drafted, _ in copied.seen) == 7
     every = [count for _, accepted in asked.seen + copied.seen for count in accepted]

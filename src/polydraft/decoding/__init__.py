@@ -3,6 +3,7 @@
 from polydraft.decoding.compiled import warm_up
 from polydraft.decoding.generate import decoder, generate
 from polydraft.decoding.method import Decoder
-from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput
+from polydraft.decoding.output import DraftedOutput
+from polydraft.decoding.statistics import DecodingStatistics
 
 __all__ = ["Decoder", "DecodingStatistics", "DraftedOutput", "decoder", "generate", "warm_up"]

@@ -65,6 +65,13 @@ class Follower:
             self._reader.tell(self._adapted(tokens), after)
         return self._reader.joint()
 
+    def join(self, other: Follower) -> None:
+        """Follow the rows of another one too; neither may have an adapted model."""
+        assert self._adapted is None and other._adapted is None
+        other._reader.catch_up()
+        self._reader.join(other._reader)
+        self._unread += other._unread
+
     def select(self, rows: Sequence[int]) -> None:
         """Go on with `rows` alone."""
         self._reader.select(rows)

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from polydraft.decoding.method import Decoder
+from polydraft.decoding.output import DraftedOutput
 from polydraft.decoding.plan import Plan
 from polydraft.decoding.row import Streamer
-from polydraft.decoding.statistics import DraftedOutput
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.modes import DRAFTING, VERIFICATION

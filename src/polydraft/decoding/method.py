@@ -11,12 +11,14 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.compiled import warm_up
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
+from polydraft.decoding.loop import run
+from polydraft.decoding.output import DraftedOutput, together
 from polydraft.decoding.plan import Plan
 from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
 from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
 from polydraft.decoding.row import Row, Streamer
-from polydraft.decoding.statistics import DecodingStatistics, DraftedOutput, together
+from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 
@@ -115,7 +117,7 @@ class Decoder:
         texts_of = [
             Row(ids[None], stopping_criteria, self.streamer, index=at) for at, ids in enumerate(input_ids)
         ]
-        self.statistics = engine.run(texts_of, prompts, trunk, adapted=adapted)
+        self.statistics = run(engine, texts_of, prompts, trunk, adapted=adapted)
         if self.streamer is not None:
             self.streamer.end()
         out = together(texts_of, self.statistics, padding=_padding(generation_config))

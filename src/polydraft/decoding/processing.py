@@ -23,6 +23,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
+from polydraft.decoding.noise import GumbelNoise
 from polydraft.joint import Warp
 
 POINTWISE = (
@@ -57,6 +58,8 @@ def of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:
 
 
 def _of_row(processor: Any, row: int) -> Any:
+    if isinstance(processor, GumbelNoise):
+        return processor.of_row(row)
     alone = copy.copy(processor)
     if isinstance(processor, PrefixConstrainedLogitsProcessor):
         allowed = processor._prefix_allowed_tokens_fn
@@ -92,23 +95,47 @@ def draft_warp(
         processors: per row, as `of_row` gives them. prefixes: per row (1, L) base ids up to and including
             the pending token. draft_ids: (V',).
     """
-    if not processors[0]:
+    if not any(processors):
         return None
-    if all(isinstance(p, POINTWISE) for p in processors[0]):
+    if all(_equal(own, processors[0]) and _pointwise(own) for own in processors):
         return lambda tokens, row: process(processors[0], prefixes[0], row)
 
     def warp(tokens: Tensor, row: Tensor) -> Tensor:
-        full = row.new_full((len(row), vocab_size), -torch.inf)
-        full[:, draft_ids] = row
-        drafted = draft_ids[tokens]
         each = len(row) // len(prefixes)  # of a tree, the nodes of a level
-        return torch.cat(
-            [
-                process(
-                    processors[b // each], torch.cat([prefixes[b // each], drafted[b : b + 1]], dim=-1), whole
-                )
-                for b, whole in enumerate(full.split(1))
-            ]
-        )[:, draft_ids]
+        parts = zip(processors, prefixes, tokens.split(each), row.split(each), strict=True)
+        return torch.cat([_warped(*part, draft_ids, vocab_size) for part in parts])
 
     return warp
+
+
+def _warped(
+    processors: LogitsProcessorList,
+    prefix: Tensor,
+    tokens: Tensor,
+    rows: Tensor,
+    draft_ids: Tensor,
+    vocab_size: int,
+) -> Tensor:
+    """Draft rows (w, V') of one text, behind its prefix (1, L) and `tokens` (w, s) each."""
+    if not processors:
+        return rows
+    *first, last = processors
+    if _pointwise(first) and isinstance(last, GumbelNoise):
+        noise = last.noise(prefix.shape[-1] + tokens.shape[-1], vocab_size)
+        return process(LogitsProcessorList(first), prefix, rows) + noise.to(rows.device)[draft_ids]
+    if _pointwise(processors):
+        return process(processors, prefix, rows)
+    full = rows.new_full((len(rows), vocab_size), -torch.inf)
+    full[:, draft_ids] = rows
+    texts = torch.cat([prefix.expand(len(rows), -1), draft_ids[tokens]], dim=-1)
+    found = [process(processors, text[None], row[None]) for text, row in zip(texts, full, strict=True)]
+    return torch.cat(found)[:, draft_ids]
+
+
+def _pointwise(processors: Sequence[Any]) -> bool:
+    return all(isinstance(processor, POINTWISE) for processor in processors)
+
+
+def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Whether both are the same processors, not others like them."""
+    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))

@@ -87,6 +87,14 @@ def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> Non
             )
 
 
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Tokens that texts of any length beside each other may grow to; None where nothing limits them."""
+    config: Any = model.config.get_text_config(decoder=True)
+    borders = [border for _, border in _borders(model)]
+    most = getattr(config, "max_position_embeddings", None)
+    return min([*borders, *([] if most is None else [int(most)])], default=None)
+
+
 def _never(model: PreTrainedModel) -> str | None:
     """What keeps `model` from being drafted with."""
     config: Any = model.config.get_text_config(decoder=True)

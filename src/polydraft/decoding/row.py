@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from polydraft.decoding.statistics import DecodingStatistics
+from polydraft.decoding.trace import TokenTrace, Tracer
 
 
 class Streamer(Protocol):
@@ -25,9 +28,12 @@ class Row:
 
     Args:
         input_ids: (1, L), the prompt as `generate` was given it, padding included. index: in the batch.
+        processors: its own, in place of those of the generation. drafted: False decodes it plainly.
+        tracer: writes down how its tokens come about.
 
     Attributes:
         ids: (1, L) prompt and tokens so far. origins: s >= 1 for drafts at position s, else 0.
+        statistics: of this row alone, without times.
         scores, logits: per token emitted the processed and the raw row (V,), float32, where asked for.
     """
 
@@ -38,9 +44,16 @@ class Row:
         streamer: Streamer | None = None,
         *,
         index: int = 0,
+        processors: LogitsProcessorList | None = None,
+        drafted: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
         self.ids = input_ids
         self.index = index
+        self.processors = processors
+        self.drafted = drafted
+        self.tracer = tracer
+        self.statistics = DecodingStatistics()
         self.origins: list[int] = []
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -53,6 +66,17 @@ class Row:
         """Tokens left up to the length limit; None without one."""
         limit = self._criteria.max_length
         return None if limit is None else max(limit - self.ids.shape[1], 0)
+
+    @property
+    def generated(self) -> list[int]:
+        """The tokens so far, without the prompt."""
+        count = len(self.origins)
+        return [] if not count else cast(list[int], self.ids[0, -count:].tolist())
+
+    @property
+    def trace(self) -> list[TokenTrace]:
+        """How they came about; nothing without a tracer."""
+        return [] if self.tracer is None else self.tracer.tokens[: len(self.origins)]
 
     def emit(self, tokens: Sequence[int], origins: Sequence[int]) -> int:
         """Append `tokens` until a stopping criterion holds; returns how many were taken."""

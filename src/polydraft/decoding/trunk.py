@@ -41,6 +41,9 @@ class Trunk(AbstractContextManager["Trunk"], Protocol):
     def select(self, rows: Sequence[int]) -> None:
         """Go on with `rows` alone."""
 
+    def join(self, other: Trunk) -> None:
+        """Take in the rows of another trunk of the same kind and model, which is done with them."""
+
     def end(self) -> None:
         """The generation is over: leave the text in the caller's cache, if there is one."""
 
@@ -167,6 +170,11 @@ class EagerTrunk:
     def select(self, rows: Sequence[int]) -> None:
         """See `Trunk`."""
         self._slots.select(rows)
+
+    def join(self, other: Trunk) -> None:
+        """See `Trunk`."""
+        assert isinstance(other, EagerTrunk)
+        self._slots.join(other._slots)
 
     def end(self) -> None:
         """See `Trunk`."""

@@ -54,24 +54,14 @@ class ContextReader:
 
     def joint(self) -> JointDistribution:
         """The joints behind all that was told, batched; every row must have grown since the last time."""
-        parts = [
-            waiting[0]
-            if len(waiting) == 1
-            else (torch.cat([h for h, _ in waiting]), torch.cat([t for _, t in waiting]))
-            for waiting in self._waiting
-        ]
-        if len(parts) == 1:
-            hidden, tokens = parts[0][0][None], parts[0][1][None]
-        else:
-            hidden = pad_sequence([states for states, _ in parts], batch_first=True)
-            tokens = pad_sequence([after for _, after in parts], batch_first=True)
+        parts = [_whole(waiting) for waiting in self._waiting]
         self._waiting = [[] for _ in parts]
+        hidden, tokens = _padded(parts)
         if self._slots is None:
             return self._head.forward(hidden[:, -1], tokens[:, -1])
         slots = self._slots
-        features = self._head.features(hidden, tokens, cache=slots)
         sizes = [len(after) for _, after in parts]
-        slots.keep([range(size) for size in sizes])
+        features = self._read(slots, hidden, tokens, sizes)
         last = [size - 1 for size in sizes]
         rows = list(range(len(sizes)))
         past = None
@@ -81,8 +71,46 @@ class ContextReader:
             past = slot_memory(slots).at(torch.arange(len(rows), device=device), places)
         return self._head.joint(features[rows, last], tokens[rows, last], past)
 
+    def catch_up(self) -> None:
+        """Read now all but the last position of each row, so that the next joint has little to read."""
+        if self._slots is None:
+            return
+        parts = [_whole(waiting) for waiting in self._waiting]
+        sizes = [len(after) - 1 for _, after in parts]
+        if max(sizes) > 0:
+            early = [(states[:-1], after[:-1]) for states, after in parts]
+            self._read(self._slots, *_padded(early), sizes)
+        self._waiting = [[(states[-1:], after[-1:])] for states, after in parts]
+
+    def join(self, other: ContextReader) -> None:
+        """Read the texts of another reader of the same head too."""
+        self._waiting += other._waiting
+        if self._slots is not None and other._slots is not None:
+            self._slots.join(other._slots)
+
+    def _read(self, slots: SlotCache, hidden: Tensor, tokens: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Features (B, T, d) of what `sizes` of each row are new; the block remembers those."""
+        features = self._head.features(hidden, tokens, cache=slots)
+        slots.keep([range(size) for size in sizes])
+        return features
+
     def select(self, rows: Sequence[int]) -> None:
         """Go on with `rows` alone."""
         self._waiting = [self._waiting[row] for row in rows]
         if self._slots is not None:
             self._slots.select(rows)
+
+
+def _whole(waiting: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """States (k, D) and the tokens after them (k,) of one row, in one piece."""
+    if len(waiting) == 1:
+        return waiting[0]
+    return torch.cat([states for states, _ in waiting]), torch.cat([after for _, after in waiting])
+
+
+def _padded(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Of all rows, (B, T, D) and (B, T), padded behind."""
+    if len(parts) == 1:
+        return parts[0][0][None], parts[0][1][None]
+    hidden = pad_sequence([states for states, _ in parts], batch_first=True)
+    return hidden, pad_sequence([after for _, after in parts], batch_first=True)

@@ -70,6 +70,10 @@ class JointDistribution(ABC):
         """log q(x_s | x_<s) of `tokens` (B,) alone; (B,)."""
         return self.row(state, position).gather(-1, tokens[:, None]).squeeze(-1)
 
+    def weights(self, state: Any, position: int) -> Tensor:
+        """P(z_s = a | x_<s) of the components at the 0-based `position` s; (B, r), of ones where r is 1."""
+        return torch.ones(self.batch_size, 1, device=self.device)
+
     def log_prob(self, tokens: Tensor) -> Tensor:
         """log q(x_1..x_s) = sum_j log q(x_j | x_<j) of the first s <= n tokens; (B, s) -> (B,).
 
@@ -192,3 +196,7 @@ class Later(JointDistribution):
     def token_log_prob(self, state: Any, position: int, tokens: Tensor) -> Tensor:
         """As the whole joint, one position later; (B,)."""
         return self._joint.token_log_prob(state, position + 1, tokens)
+
+    def weights(self, state: Any, position: int) -> Tensor:
+        """As the whole joint, one position later; (B, r)."""
+        return self._joint.weights(state, position + 1)

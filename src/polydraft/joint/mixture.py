@@ -97,6 +97,10 @@ class LatentMixture(JointDistribution):
         weights = self.latent.log_weights(state.latent, position)
         return torch.logsumexp(weights[:, :, None] + state.log_factors, dim=1)
 
+    def weights(self, state: State, position: int) -> Tensor:
+        """See `JointDistribution`."""
+        return self.latent.log_weights(state.latent, position).exp()
+
     def token_log_prob(self, state: State, position: int, tokens: Tensor) -> Tensor:
         """The same of `tokens` (B,) alone; (B,)."""
         weights = self.latent.log_weights(state.latent, position)

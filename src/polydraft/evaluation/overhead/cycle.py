@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from polydraft.decoding.loop import Engine
+from polydraft.decoding.engine import Engine
+from polydraft.decoding.loop import run
 from polydraft.decoding.row import Row
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.heads import DraftHead
@@ -88,7 +89,7 @@ def drafted_cycle(
     trunk = StampedTrunk(model, taps=head.config.taps, rows=1)
     row = Row(prompt[None], StoppingCriteriaList([AfterCycles(trunk, cycles + 1)]))
     engine = Engine(head, processors=LogitsProcessorList(), do_sample=do_sample, generator=None)
-    engine.run([row], [prompt], trunk)
+    run(engine, [row], [prompt], trunk)
     return trunk.parts()
 
 

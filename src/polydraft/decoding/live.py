@@ -1,0 +1,245 @@
+"""Texts that come and go, decoded together: what a server needs of the decoding loop."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from transformers import (
+    EosTokenCriteria,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from polydraft.decoding.engine import Engine
+from polydraft.decoding.loop import Loop
+from polydraft.decoding.noise import GumbelNoise
+from polydraft.decoding.penalties import OccurrencePenalty
+from polydraft.decoding.plan import Plan
+from polydraft.decoding.refusals import longest_text, refuse_batch, refuse_model
+from polydraft.decoding.row import Row
+from polydraft.decoding.trace import Tracer
+from polydraft.errors import InputError
+from polydraft.heads import DraftHead
+from polydraft.modes import VERIFICATION
+
+
+class LiveRow(Row):
+    """A text of a `LiveBatch`; made by `new_row`."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        criteria: StoppingCriteriaList,
+        *,
+        device: torch.device,
+        end_tokens: Collection[int],
+        processors: LogitsProcessorList,
+        drafted: bool,
+        tracer: Tracer | None,
+    ) -> None:
+        ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
+        super().__init__(ids, criteria, processors=processors, drafted=drafted, tracer=tracer)
+        self.prompt_length = len(prompt)
+        self._end_tokens = frozenset(end_tokens)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its last token ends a text, so that it has not just been cut."""
+        return bool(self.origins) and int(self.ids[0, -1]) in self._end_tokens
+
+
+def new_row(
+    prompt: Sequence[int],
+    *,
+    device: torch.device,
+    max_new_tokens: int,
+    end_tokens: Collection[int] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    seed: int = 0,
+    drafted: bool = True,
+    trace: int | None = None,
+) -> LiveRow:
+    """A text to be written behind `prompt`; the tokens of a sampled one follow from these arguments alone.
+
+    Args:
+        prompt: token ids, at least one. device: of the model.
+        max_new_tokens: 1 or more. end_tokens: behind any of these the text ends.
+        temperature: 0 takes the likeliest token; else `GumbelNoise` of the `seed` decides.
+        top_p, top_k, min_p, repetition_penalty, logit_bias: as transformers' processors; 1, 0, 0, 1 for none.
+        frequency_penalty, presence_penalty: see `OccurrencePenalty`.
+        drafted: False decodes this text plainly.
+        trace: keep a `TokenTrace` of every token, with so many of the likeliest; None keeps none.
+
+    Raises:
+        InputError: no prompt, or a number out of its range.
+    """
+    if not prompt:
+        raise InputError("the prompt has no tokens: give at least one")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
+    if not temperature >= 0:
+        raise InputError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    processors = LogitsProcessorList()
+    if logit_bias:
+        processors.append(
+            SequenceBiasLogitsProcessor([[[token], bias] for token, bias in logit_bias.items()])
+        )
+    if repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+    if frequency_penalty or presence_penalty:
+        processors.append(OccurrencePenalty(frequency_penalty, presence_penalty, behind=len(prompt)))
+    if temperature:
+        processors += _sampling(temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+        processors.append(GumbelNoise(seed))
+    criteria = StoppingCriteriaList([MaxLengthCriteria(len(prompt) + max_new_tokens)])
+    if end_tokens:
+        criteria.append(EosTokenCriteria(sorted(end_tokens)))
+    return LiveRow(
+        prompt,
+        criteria,
+        device=device,
+        end_tokens=end_tokens,
+        processors=processors,
+        drafted=drafted,
+        tracer=None if trace is None else Tracer(trace),
+    )
+
+
+def _sampling(temperature: float, *, top_p: float, top_k: int, min_p: float) -> LogitsProcessorList:
+    """What shapes the row that is drawn from, in the order of transformers."""
+    out = LogitsProcessorList()
+    if temperature != 1:
+        out.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        out.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        out.append(TopPLogitsWarper(top_p))
+    if min_p:
+        out.append(MinPLogitsWarper(min_p))
+    return out
+
+
+class LiveBatch:
+    """Decodes texts together that join and leave between cycles; each is what it would be alone.
+
+    Belongs to one thread.
+
+    Args:
+        head: attached to `model`, or attachable. rows: how many texts at once.
+        plan: how to draft; its costs are measured here, and the model compiled, where they are not yet.
+
+    Raises:
+        InputError: a model, head or plan that this does not take; says why.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, head: DraftHead, *, rows: int, plan: Plan | None = None
+    ) -> None:
+        plan = Plan() if plan is None else plan
+        if rows < 1:
+            raise InputError(f"a batch needs at least one row, got {rows}")
+        if plan.verification != VERIFICATION:
+            raise InputError("a live batch couples its draws: leave verification out")
+        refuse_model(model)
+        if not head.is_attached_to(model):
+            head.attach(model)
+        if head.switch is not None:
+            raise InputError("verifier 'base' follows one generation at a time: serve the trained model")
+        drafting = plan.drafts(model, do_sample=False)
+        if rows > 1 or drafting == "tree":
+            refuse_batch(model)
+        policy, copying = plan.policies(model, head, drafting, rows=rows)
+        self._engine = Engine(
+            head,
+            processors=LogitsProcessorList(),
+            do_sample=False,
+            generator=None,
+            drafting=drafting,
+            policy=policy,
+            copying=copying,
+        )
+        self._open_trunk = plan.opener(model, head, rows=rows)
+        self._taps = head.config.taps
+        self._loop: Loop | None = None
+        self.rows = rows
+        self.longest = longest_text(model)
+
+    @property
+    def active(self) -> list[Row]:
+        """The texts at work."""
+        return [] if self._loop is None else list(self._loop.active)
+
+    @property
+    def free(self) -> int:
+        """How many more fit."""
+        return self.rows - len(self.active)
+
+    @torch.no_grad()
+    def admit(self, rows: Sequence[LiveRow]) -> list[LiveRow]:
+        """Read the prompts and write the first token of each; returns those that have ended with it.
+
+        Raises:
+            InputError: more than are free, or a text could outgrow the model; none is admitted.
+        """
+        if len(rows) > self.free:
+            raise InputError(
+                f"{len(rows)} texts for {self.free} free rows: admit them when others have ended"
+            )
+        for row in rows:
+            self._check(row)
+        trunk = self._open_trunk(taps=self._taps, rows=len(rows), longest=self.longest)
+        with trunk:
+            fresh = Loop(self._engine, rows, [row.ids[0] for row in rows], trunk)
+        if self._loop is None:
+            self._loop = fresh
+        elif fresh.active:
+            self._loop.join(fresh)
+        self._forget()
+        return [row for row in rows if row.finished]
+
+    @torch.no_grad()
+    def step(self) -> list[Row]:
+        """One cycle: every text grows by 1 to n + 1 tokens; returns those that have ended and left."""
+        if self._loop is None:
+            return []
+        with self._loop.trunk:
+            ended = self._loop.cycle()
+        self._forget()
+        return ended
+
+    def drop(self, row: Row) -> None:
+        """Take a text out of the work; nothing happens to one that has left it."""
+        if self._loop is not None:
+            self._loop.drop(row)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the states when nobody is left."""
+        if self._loop is not None and not self._loop.active:
+            self._loop = None
+
+    def _check(self, row: LiveRow) -> None:
+        wanted = row.ids.shape[1] + (row.room or 0)
+        if self.longest is not None and wanted > self.longest:
+            raise InputError(
+                f"{row.prompt_length} tokens and {row.room} new ones are more than the {self.longest} of the "
+                "model: shorten the prompt, or ask for fewer"
+            )

@@ -1,0 +1,126 @@
+"""How each token of a text came about: for pictures of a generation, and for log probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from polydraft.decoding.drafts import Draft, Kept
+from polydraft.joint import JointDistribution
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """One token.
+
+    Attributes:
+        token: base token id. origin: s >= 1 for a token drafted at position s, 0 for the base model's own.
+        kind: "first" (behind the prompt), "drafted", "copied" (prompt lookup), "correction" (drafts stood
+            here, and all were refused), "bonus" (no draft reached so far), "plain" (nothing was drafted).
+        step: 0 for the first token, then the cycle of this text, from 1.
+        log_prob: of the base model, before any processor.
+        top: its likeliest tokens and their log probabilities, the likeliest first.
+        draft_log_prob: of the head, likewise, behind the tokens before; None where it said nothing.
+        weights: P(component | tokens before), (r,); () where the head has one component, or said nothing.
+    """
+
+    token: int
+    origin: int
+    kind: str
+    step: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...]
+    draft_log_prob: float | None = None
+    weights: tuple[float, ...] = ()
+
+
+class Said(NamedTuple):
+    """What the head said of one token; no log probability outside the draft vocabulary, weights (r,)."""
+
+    log_prob: float | None
+    weights: tuple[float, ...]
+
+
+def along(joint: JointDistribution, tokens: Sequence[int]) -> list[Said]:
+    """What a joint of one row says of `tokens`, each behind those before it.
+
+    Ends behind its horizon, or behind a token that it does not know.
+
+    Args:
+        tokens: draft indices, -1 for those outside the draft vocabulary.
+    """
+    out: list[Said] = []
+    state = joint.start()
+    for position, token in enumerate(tokens[: joint.horizon]):
+        chosen = torch.tensor([token], device=joint.device)
+        weights = tuple(joint.weights(state, position)[0].tolist())
+        known = token >= 0
+        log_prob = float(joint.token_log_prob(state, position, chosen)) if known else None
+        out.append(Said(log_prob, weights if len(weights) > 1 else ()))
+        if not known or position + 1 == min(len(tokens), joint.horizon):
+            break
+        state = joint.advance(state, position, chosen)
+    return out
+
+
+class Tracer:
+    """Writes the trace of one text.
+
+    Args:
+        likely: how many of the likeliest tokens are noted.
+    """
+
+    def __init__(self, likely: int) -> None:
+        self.likely = likely
+        self.tokens: list[TokenTrace] = []
+        self._step = 0
+
+    def first(self, token: int, logits: Tensor) -> None:
+        """The token behind the prompt; logits (V,)."""
+        self._write(token, 0, "first", logits)
+
+    def step(
+        self, draft: Draft, kept: Kept, logits: Tensor, joint: JointDistribution | None, draft_index: Tensor
+    ) -> None:
+        """One cycle.
+
+        Args:
+            logits: (m + 1, V). joint: of this row, None if it was not asked for. draft_index: of the tokens
+                kept and the one behind them, -1 outside the draft vocabulary.
+        """
+        self._step += 1
+        said = [] if joint is None or draft.copied else along(joint, draft_index.tolist())
+        said += [Said(None, ())] * (len(kept.path) + 1 - len(said))
+        columns = [0, *(node + 1 for node in kept.path)]
+        kind = "copied" if draft.copied else "drafted"
+        for depth, (node, before) in enumerate(zip(kept.path, columns, strict=False), start=1):
+            self._write(draft.tokens[node], depth, kind, logits[before], said[depth - 1])
+        self._write(kept.token, 0, ending(draft, kept), logits[columns[-1]], said[-1])
+
+    def _write(
+        self,
+        token: int,
+        origin: int,
+        kind: str,
+        logits: Tensor,
+        said: Said = Said(None, ()),  # noqa: B008
+    ) -> None:
+        rows = logits.float().log_softmax(-1)
+        values, ids = rows.topk(self.likely)
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        self.tokens.append(
+            TokenTrace(token, origin, kind, self._step, float(rows[token]), top, said.log_prob, said.weights)
+        )
+
+
+def ending(draft: Draft, kept: Kept) -> str:
+    """What the token behind the drafts kept is: "plain", "correction" or "bonus"."""
+    if not draft.tokens:
+        return "plain"
+    last = kept.path[-1] if kept.path else -1
+    parents = range(-1, len(draft.tokens) - 1) if draft.parents is None else draft.parents
+    return "correction" if last in parents else "bonus"
