@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polydraft.decoding import loop
+from polydraft.decoding import engine
 from polydraft.decoding.verify import Verified
 from polydraft.evaluation.prompts import prompts_path, read_prompts
 from polydraft.evaluation.runs import Sampling, run_drafted
@@ -68,8 +68,8 @@ def main() -> None:
     torch.set_num_threads(1)
     model, tokenizer = load_model(given.model, dtype=torch.bfloat16)
     head = load_head(given.head, model=model, tokenizer=tokenizer)
-    judges = {name: Judge(loop.SAMPLED[name]) for name in VERIFICATIONS}
-    loop.SAMPLED.update(judges)
+    judges = {name: Judge(engine.SAMPLED[name]) for name in VERIFICATIONS}
+    engine.SAMPLED.update(judges)
     for number, prompt in enumerate(read_prompts(prompts_path(given.prompts))):
         for name in VERIFICATIONS:
             sampling = Sampling(

@@ -10,14 +10,18 @@ import torch
 from scipy.stats import chi2, kstest
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+import polydraft
+from polydraft.decoding.live import LiveBatch, new_row
 from polydraft.decoding.loop import run
 from polydraft.decoding.noise import GumbelNoise
+from polydraft.decoding.plan import Plan
 from polydraft.decoding.policy import Fixed
 from polydraft.decoding.row import Row
 from polydraft.errors import InputError
 from tests.decoding.cases import CASES, HORIZON, PREFIX_DEPENDENT, PROMPT, WARPED, Case, tables
 from tests.decoding.tables import Enough, TableTrunk, WatchedEngine, enumerated
 from tests.decoding.test_exact_sampling import FALSE_ALARM_RATE, FEWEST_DRAWS, chi_square
+from tests.tiny import tiny_head, tiny_model
 
 
 def texts(case: Case, *, draws: int, drafts: int = HORIZON) -> tuple[list[tuple[int, ...]], WatchedEngine]:
@@ -107,3 +111,48 @@ class TestTheNoise:
     def test_refuses_a_seed_out_of_range(self, seed: int) -> None:
         with pytest.raises(InputError, match="seed must be between 0 and"):
             GumbelNoise(seed)
+
+
+class TestSeededGeneration:
+    """`generate(seed=...)`."""
+
+    def generate(self, seed: int | None = 7, **options: Any) -> list[list[int]]:
+        model = tiny_model(vocab_size=64)
+        prompt = torch.tensor([[3, 9, 27]]).expand(3, -1)
+        given = {"do_sample": True, "max_new_tokens": 16, "temperature": 0.9}
+        out = polydraft.generate(
+            model, tiny_head(model, draft_vocab_size=40), prompt, seed=seed, **(given | options)
+        )
+        assert out.sequences is not None
+        return cast(list[list[int]], out.sequences[:, 3:].tolist())
+
+    def test_gives_the_same_text_whatever_is_drafted(self) -> None:
+        found = self.generate()
+        assert self.generate(draft_length=0) == self.generate(draft_length=12) == found
+        assert self.generate(drafting="chain", draft_length=2, prompt_lookup_num_tokens=3) == found
+        assert self.generate(seed=8) != found
+        assert len({tuple(row) for row in found}) == 3
+
+    def test_is_that_of_a_live_batch(self) -> None:
+        model = tiny_model(vocab_size=64)
+        row = new_row([3, 9, 27], device=model.device, max_new_tokens=16, temperature=0.9, top_k=50, seed=7)
+        batch = LiveBatch(model, tiny_head(model), rows=1, plan=Plan(draft_length=4))
+        batch.admit([row])
+        while batch.active:
+            batch.step()
+        assert row.generated == self.generate()[0]
+
+    def test_changes_nothing_of_a_greedy_text(self) -> None:
+        assert self.generate(do_sample=False) == self.generate(seed=None, do_sample=False)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"generator": torch.Generator()}, "takes the place of a generator"),
+            ({"verification": "block", "drafting": "chain"}, "couples the draws"),
+            ({"output_scores": True}, "hold its noise"),
+        ],
+    )
+    def test_refuses_what_it_cannot_go_with(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            self.generate(**options)

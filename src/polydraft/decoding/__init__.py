@@ -2,8 +2,25 @@
 
 from polydraft.decoding.compiled import warm_up
 from polydraft.decoding.generate import decoder, generate
+from polydraft.decoding.live import LiveBatch, LiveRow, new_row
 from polydraft.decoding.method import Decoder
+from polydraft.decoding.noise import GumbelNoise
 from polydraft.decoding.output import DraftedOutput
+from polydraft.decoding.plan import Plan
 from polydraft.decoding.statistics import DecodingStatistics
+from polydraft.decoding.trace import TokenTrace
 
-__all__ = ["Decoder", "DecodingStatistics", "DraftedOutput", "decoder", "generate", "warm_up"]
+__all__ = [
+    "Decoder",
+    "DecodingStatistics",
+    "DraftedOutput",
+    "GumbelNoise",
+    "LiveBatch",
+    "LiveRow",
+    "Plan",
+    "TokenTrace",
+    "decoder",
+    "generate",
+    "new_row",
+    "warm_up",
+]

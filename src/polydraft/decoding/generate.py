@@ -29,6 +29,7 @@ def decoder(
     *,
     streamer: Streamer | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     verification: str = VERIFICATION,
     drafting: str = DRAFTING,
     draft_length: int | None = None,
@@ -40,6 +41,8 @@ def decoder(
     Args:
         head: attached to the model, or attachable (it is then attached at the first call).
         streamer: receives the prompt, then every token. generator: randomness; torch's own if None.
+        seed: of a sampled text, in place of a generator: the text then follows from prompt, options and seed
+            alone, whatever is drafted; see `GumbelNoise`. Calls give the same text again, rows differ.
         verification: of sampled drafts, "token", or "block" of chains. drafting: "chain", "tree" or
             "components", see `Engine`, or "auto", trees where the model takes them. The text is the base
             model's own, whichever is chosen.
@@ -58,7 +61,7 @@ def decoder(
         prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         compiled=compiled,
     )
-    return Decoder(head, plan, streamer=streamer, generator=generator)
+    return Decoder(head, plan, streamer=streamer, generator=generator, seed=seed)
 
 
 def generate(
@@ -72,6 +75,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     verification: str = VERIFICATION,
     drafting: str = DRAFTING,
     draft_length: int | None = None,
@@ -86,7 +90,7 @@ def generate(
         input_ids: (B, T) int64. attention_mask: (B, T), left padding only.
         generation_config, stopping_criteria, options: as in `model.generate`.
         streamer: of one text; receives the prompt, then every token. tokenizer: needed for `stop_strings`.
-        generator: randomness; torch's global one if None.
+        generator: randomness; torch's global one if None. seed: in its place, as in `decoder`.
         verification, drafting, draft_length, prompt_lookup_num_tokens, compiled: as in `decoder`.
 
     Raises:
@@ -96,6 +100,7 @@ def generate(
         head,
         streamer=streamer,
         generator=generator,
+        seed=seed,
         verification=verification,
         drafting=drafting,
         draft_length=draft_length,

@@ -13,6 +13,7 @@ from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.compiled import warm_up
 from polydraft.decoding.engine import Engine
 from polydraft.decoding.loop import run
+from polydraft.decoding.noise import GumbelNoise
 from polydraft.decoding.output import DraftedOutput, together
 from polydraft.decoding.plan import Plan
 from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
@@ -21,6 +22,7 @@ from polydraft.decoding.row import Row, Streamer
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
+from polydraft.modes import VERIFICATION
 
 
 class Decoder:
@@ -31,7 +33,7 @@ class Decoder:
     or use `polydraft.generate`, which takes both.
 
     Args:
-        plan: how to draft. streamer, generator: as of `polydraft.decoder`.
+        plan: how to draft. streamer, generator, seed: as of `polydraft.decoder`.
 
     Attributes:
         statistics: of the last call; None before the first.
@@ -44,7 +46,13 @@ class Decoder:
         *,
         streamer: Streamer | None = None,
         generator: torch.Generator | None = None,
+        seed: int | None = None,
     ) -> None:
+        if seed is not None and generator is not None:
+            raise InputError("a seed takes the place of a generator: give one of them")
+        if seed is not None and plan.verification != VERIFICATION:
+            raise InputError("a seed couples the draws, which are not verified by block: leave one out")
+        self.noise = None if seed is None else GumbelNoise(seed)
         self.head = head
         self.streamer = streamer
         self.generator = generator
@@ -85,14 +93,19 @@ class Decoder:
             longest = stopping_criteria.max_length - input_ids.shape[1] + max(sizes)
             refuse_length(model, shortest=min(sizes), longest=longest)
         prompts = unread(texts, seen=cache.get_seq_length(), width=input_ids.shape[1])
-        drafting = self.plan.drafts(model, do_sample=bool(generation_config.do_sample))
+        do_sample = bool(generation_config.do_sample)
+        if self.noise is not None and do_sample:
+            if generation_config.output_scores:
+                raise InputError("output_scores of a seeded text would hold its noise: ask for output_logits")
+            logits_processor, do_sample = LogitsProcessorList([*logits_processor, self.noise]), False
+        drafting = self.plan.drafts(model, do_sample=do_sample)
         if rows > 1 or drafting == "tree":
             refuse_batch(model)
         policy, copying = self.plan.policies(model, self.head, drafting, rows=rows)
         engine = Engine(
             self.head,
             processors=logits_processor,
-            do_sample=bool(generation_config.do_sample),
+            do_sample=do_sample,
             generator=self.generator,
             verification=self.plan.verification,
             drafting=drafting,
