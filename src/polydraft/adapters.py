@@ -19,8 +19,6 @@ from transformers import PreTrainedModel
 
 from polydraft.errors import InputError
 
-ADAPTER = "adapter"
-"""Folder of an adapter, below that of the head trained with it."""
 ALL_LINEAR = "all-linear"
 """Every linear layer but the unembedding."""
 

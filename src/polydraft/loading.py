@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.adapters import load_adapter
 from polydraft.embedded import EMBEDDED, OnProgress, embedded_model
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig, DraftHead
-from polydraft.resources import shipped
+from polydraft.sources import MAIN, adapter_folder, commit, head_source, one_line_errors, pinned, resolve
 
 DTYPES = {
     "auto": torch.bfloat16,
@@ -25,7 +20,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -75,9 +69,10 @@ def load_model(
     """A causal language model and its tokenizer, in eval mode on `default_device()`.
 
     Args:
-        name: `smollm2-135m-instruct` (the embedded model), a folder, or a hub id. A local folder of
-            the embedded model's name is written `./smollm2-135m-instruct`.
-        adapter: folder of a LoRA adapter to put into the model.
+        name: `smollm2-135m-instruct` (the embedded model), a folder, or a hub id, `owner/name` or
+            `owner/name@revision`. A local folder of the embedded model's name is written
+            `./smollm2-135m-instruct`.
+        adapter: a LoRA adapter to put into the model, as `adapter_folder` takes it.
         on_progress: called with a line for each stage when the embedded model is converted.
 
     Raises:
@@ -85,13 +80,15 @@ def load_model(
     """
     source = str(embedded_model(on_progress=on_progress)) if name == EMBEDDED else resolve(name, what="model")
     with one_line_errors(name, what="model"):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        source, revision = pinned(source)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    model.config._commit_hash = commit(source, revision)  # which a head records of its base model
     if name == EMBEDDED:
         model.config.name_or_path = model.name_or_path = EMBEDDED
     model = cast(Any, model).to(default_device())
     if adapter is not None:
-        load_adapter(model, Path(adapter))
+        load_adapter(model, adapter_folder(adapter))
     return model.eval(), tokenizer
 
 
@@ -105,7 +102,8 @@ def load_head(
     """A draft head in the model's dtype, attached to `model`, in eval mode.
 
     Args:
-        name: `smollm2-135m-instruct` (the shipped head), a folder, or a hub id.
+        name: `smollm2-135m-instruct` (the shipped head), a folder, or a hub id, `owner/name` or
+            `owner/name@revision`.
         tokenizer: checked against the one the head was trained with, when given.
         components: how many components it evaluates when it drafts, 0 for all; None for as many as it
             was trained to.
@@ -116,12 +114,18 @@ def load_head(
     """
     source = head_source(name)
     with one_line_errors(name, what="head"):
-        check_is_head(source)
-        config = DraftConfig.from_pretrained(source)
+        source, revision = pinned(source)
+        check_is_head(source, revision=revision)
+        config = DraftConfig.from_pretrained(source, revision=revision)
         if components is not None:
             config = DraftConfig(**config.to_dict() | {"components": components})
         loaded: Any = DraftHead.from_pretrained(
-            source, config=config, dtype=model.dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            source,
+            revision=revision,
+            config=config,
+            dtype=model.dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     head, found = cast(tuple[DraftHead, dict[str, Any]], loaded)
     wrong = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
@@ -130,53 +134,12 @@ def load_head(
     return head.attach(model, tokenizer)
 
 
-def head_source(name: str) -> str:
-    """Folder or hub id of a head; the shipped one under the embedded model's name.
-
-    Raises:
-        InputError: neither.
-    """
-    return str(shipped("heads", EMBEDDED)) if name == EMBEDDED else resolve(name, what="head")
-
-
-def check_is_head(source: str) -> None:
+def check_is_head(source: str, *, revision: str = MAIN) -> None:
     """Refuse what is not a polydraft head, by its `config.json`.
 
     Raises:
         InputError: it is of another kind. OSError: there is no such file.
     """
-    kind = DraftConfig.get_config_dict(source)[0].get("model_type")
+    kind = DraftConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     if kind != DraftConfig.model_type:
         raise InputError(f"{source} holds no polydraft head: its config.json is of model_type {kind!r}")
-
-
-def resolve(name: str, *, what: str) -> str:
-    """`name` if it is a transformers folder or could be a hub id.
-
-    What starts like a path, or lies in a folder that exists, is a path and never looked up on a hub.
-
-    Raises:
-        InputError: a path at which there is no such folder.
-    """
-    path = Path(name)
-    if name and path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"{name!r} is no {what} folder: it has no config.json")
-        return str(path)
-    if path.exists() or not HUB_ID.fullmatch(name) or ("/" in name and path.parent.is_dir()):
-        raise InputError(
-            f"no {what} folder at {name!r}: give a folder, a hub id (owner/name), or {EMBEDDED!r}"
-        )
-    return name
-
-
-@contextmanager
-def one_line_errors(name: str, *, what: str) -> Iterator[None]:
-    """Turn what transformers and safetensors raise for bad folders and hubs into one `InputError` line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot load the {what} {name!r}: {reason}") from error

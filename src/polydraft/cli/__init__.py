@@ -13,7 +13,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from polydraft.cli import bench, collect, components, demo, doctor, evaluate, generate, inspect, prune, train
+from polydraft.cli import (
+    bench,
+    card,
+    collect,
+    components,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    prune,
+    push,
+    serve,
+    train,
+)
 from polydraft.errors import PolydraftError
 from polydraft.ranks import rank
 
@@ -24,6 +38,9 @@ COMMANDS = (
     collect.collect,
     inspect.inspect,
     demo.demo,
+    card.card,
+    push.push,
+    serve.serve,
 )
 INTERRUPTED = 130
 
@@ -56,7 +73,6 @@ def fail(message: str, code: int) -> None:
 app = typer.Typer(
     cls=OneLineErrors,
     name="polydraft",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -9,16 +9,28 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from polydraft.cli.completion import complete_name
+
+WEIGHTS = ("config.json", "model.safetensors")
+
 
 def inspect(
-    head: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a head, or smollm2-135m-instruct.")],
+    head: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            autocompletion=complete_name,
+            help="Head: folder, hub id (owner/name, owner/name@revision), or smollm2-135m-instruct.",
+        ),
+    ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a head is: shape, size, the base model it belongs to, how it was trained."""
     from polydraft.evaluation.describe import describe_head
+    from polydraft.sources import head_folder
 
-    found = describe_head(head)
+    found = describe_head(str(head_folder(head, only=WEIGHTS)))
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from polydraft.cli.completion import complete_name
 from polydraft.modes import VERIFIER, check_verifier
 from polydraft.ranks import rank
 
@@ -22,10 +23,22 @@ if TYPE_CHECKING:
     from polydraft.heads import DraftHead
 
 ModelName = Annotated[
-    str, typer.Option("--model", metavar="NAME", help="Base model: folder, hub id, or smollm2-135m-instruct.")
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        autocompletion=complete_name,
+        help="Base model: folder, hub id (owner/name, owner/name@revision), or smollm2-135m-instruct.",
+    ),
 ]
 HeadName = Annotated[
-    str, typer.Option("--head", metavar="NAME", help="Draft head: folder, hub id, or smollm2-135m-instruct.")
+    str,
+    typer.Option(
+        "--head",
+        metavar="NAME",
+        autocompletion=complete_name,
+        help="Draft head: folder, hub id (owner/name, owner/name@revision), or smollm2-135m-instruct.",
+    ),
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Tokens to generate at most; an end token stops earlier.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy; above 0, sample.")]
@@ -78,8 +91,9 @@ Adapter = Annotated[
     str | None,
     typer.Option(
         "--adapter",
-        metavar="DIR",
-        help="LoRA adapter of the model: the folder `adapter` of a head trained with one.",
+        metavar="NAME",
+        autocompletion=complete_name,
+        help="LoRA adapter of the model: the head trained with it, or its folder `adapter`.",
         show_default=False,
     ),
 ]
@@ -170,9 +184,10 @@ def open_session(
     with console.status("starting"):
         from polydraft import loading
         from polydraft.decoding.adapted import verify_with_base
+        from polydraft.sources import head_source
 
         check_verifier(verifier, adapter=adapter is not None)
-        loading.head_source(head)
+        head_source(head)
     base, tokenizer, note = open_model(
         model=model, dtype=dtype, threads=threads, console=console, adapter=adapter
     )

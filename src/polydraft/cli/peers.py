@@ -133,7 +133,7 @@ def ask(
     """
     from polydraft.evaluation.peers_contestants import parse_peer_head
     from polydraft.evaluation.peers_rounds import plan
-    from polydraft.loading import head_source
+    from polydraft.sources import head_source
 
     if not with_peers:
         given = {

@@ -226,7 +226,9 @@ def train(
     from polydraft.cli.progress import TrainingProgress
     from polydraft.errors import InputError
     from polydraft.evaluation.prompts import read_rows
-    from polydraft.loading import head_source, load_head
+    from polydraft.hub import write_card
+    from polydraft.loading import load_head
+    from polydraft.sources import head_source
     from polydraft.training import distributed
     from polydraft.training.curves import can_plot, plot_curves
     from polydraft.training.online import parse_online
@@ -323,6 +325,7 @@ def train(
     if ranks.rank() > 0:
         return
     console.print(f"head in {out}", markup=False, soft_wrap=True)
+    write_card(out)
     if can_plot():
         plot_curves(out / "training.json", out / "training.png")
     else:

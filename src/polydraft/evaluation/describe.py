@@ -11,8 +11,9 @@ from safetensors import safe_open
 from polydraft.embedded import EMBEDDED
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig
-from polydraft.loading import check_is_head, one_line_errors
+from polydraft.loading import check_is_head
 from polydraft.resources import shipped
+from polydraft.sources import one_line_errors
 
 WEIGHTS = "model.safetensors"
 DRAFT_IDS = "draft_ids"

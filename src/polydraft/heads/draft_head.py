@@ -17,6 +17,7 @@ from polydraft.heads.previous import PreviousToken
 from polydraft.heads.reader import ContextReader
 from polydraft.heads.recurrent import Recurrent
 from polydraft.heads.sequential import Sequential
+from polydraft.heads.sharing import PushedByFolder
 from polydraft.heads.steps import StepMaps, Steps
 from polydraft.joint import Gate, JointDistribution, LatentMixture, StepwiseJoint, unrolled
 from polydraft.joint.mixture import ALL, Bias, Rows
@@ -25,7 +26,7 @@ from polydraft.slots import SlotCache
 INIT_STD = 0.02
 
 
-class DraftHead(PreTrainedModel):
+class DraftHead(PushedByFolder, PreTrainedModel):  # type: ignore[misc]  # what it refuses is otherwise typed
     """Joint head over a frozen base model (arXiv 2410.17765, retrofit form, any member of the family).
 
         u_t = features(h_t, x[t+1])                          (d); with a block, of all before t too

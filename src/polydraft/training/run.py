@@ -120,6 +120,7 @@ def train(
         if checkpoint is not None:
             check_base(DraftConfig.from_pretrained(checkpoint).base_model or {}, model, tokenizer)
     on_note(describe(training, held_out) if writer is None else writer.describe(held_out))
+    text = {"training_tokens": tokens_of(training)} if writer is None else {}
     if any(window.temperature is None for window in held_out):
         on_note(GUESS)
     if cache is not None:
@@ -161,7 +162,7 @@ def train(
     with distributed.lost_peers_in_one_line():
         trainer.train(resume_from_checkpoint=checkpoint)
         found = settle(trainer, out, tokenizer, on_note=on_note)
-        found |= guards.dead_record(trainer.state.log_history, warmup=int(warmup))
+        found |= text | guards.dead_record(trainer.state.log_history, warmup=int(warmup))
         return finish(trainer, out, identity=identity, command=command, report=found)
 
 
@@ -267,10 +268,15 @@ def peak_memory_mib() -> int:
 
 def describe(training: Sequence[Document], held_out: Sequence[Document]) -> str:
     """One line about the data."""
-    tokens = sum(len(d.input_ids) - d.learn_from for d in training)
+    tokens = tokens_of(training)
     return (
         f"{len(training):,} windows with {tokens:,} tokens to learn from; {len(held_out):,} windows held out"
     )
+
+
+def tokens_of(documents: Sequence[Document]) -> int:
+    """How many tokens there are to learn from."""
+    return sum(len(document.input_ids) - document.learn_from for document in documents)
 
 
 def _tenths(on_note: OnNote) -> Callable[[int, int], None]:

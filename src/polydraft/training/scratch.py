@@ -20,7 +20,8 @@ from transformers import (
 
 from polydraft.embedded import EMBEDDED, embedded_model
 from polydraft.errors import InputError
-from polydraft.loading import default_device, one_line_errors, resolve
+from polydraft.loading import default_device
+from polydraft.sources import one_line_errors, pinned, resolve
 
 BYTES = "bytes"
 """Name of the byte-level tokenizer."""
@@ -60,7 +61,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     else:
         source = resolve(name, what="tokenizer")
     with one_line_errors(name, what="tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        source, revision = pinned(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=revision)
     return tokenizer
 
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from polydraft.adapters import ADAPTER, AdapterSwitch, add_adapter, read_adapter, trained_parameters
+from polydraft.adapters import AdapterSwitch, add_adapter, read_adapter, trained_parameters
 from polydraft.errors import InputError
 from polydraft.files import write_folder
 from polydraft.heads import DraftHead
+from polydraft.sources import ADAPTER
 from polydraft.training.anchors import run_trunk
 from polydraft.training.data import Document
 from polydraft.training.language import language_loss, next_token_loss

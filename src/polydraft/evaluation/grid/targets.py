@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from polydraft.adapters import ADAPTER
 from polydraft.evaluation.grid.config import Base, Cell
 from polydraft.evaluation.grid.store import Store
 from polydraft.loading import parse_dtype
+from polydraft.sources import ADAPTER
 from polydraft.training.scratch import own_tokenizer, scratch_model
 from polydraft.training.trunk import MODEL
 

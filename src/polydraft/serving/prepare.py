@@ -1,0 +1,194 @@
+"""A request's body to rows: prompts to token ids, limits checked, one row per choice."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from typing import Any
+
+from jinja2 import TemplateError
+
+from polydraft.serving.errors import ApiError, refused
+from polydraft.serving.model import Served
+from polydraft.serving.requests import Choice, Job
+from polydraft.serving.schemas import ChatRequest, CompletionRequest, Message, Sampling
+from polydraft.serving.settings import MOST_CHOICES
+
+COMPLETION_TOKENS = 16
+"""Of a completion that does not say how many; a chat without a limit may fill the context."""
+GREEDY = 1e-5
+"""Temperatures below are greedy, as in vLLM."""
+SEEDS = 2**63
+
+_encoding = threading.Lock()  # encoding changes a tokenizer's state
+
+
+def chat_job(body: ChatRequest, served: Served, *, loop: asyncio.AbstractEventLoop) -> Job:
+    """The request `body`, ready for the worker.
+
+    Raises:
+        ApiError, InputError: it cannot be answered.
+    """
+    prompt = encode_chat(body.messages, served)
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    limit = room(len(prompt), asked, served, default=None, param="messages")
+    return Job(_choices(body, prompt, limit, served), len(prompt), loop)
+
+
+def completion_job(body: CompletionRequest, served: Served, *, loop: asyncio.AbstractEventLoop) -> Job:
+    """The same for texts to continue; the choices of a prompt follow those of the prompt before.
+
+    Raises:
+        ApiError, InputError: it cannot be answered.
+    """
+    if len(body.prompts) * body.n > MOST_CHOICES:
+        raise refused(f"prompts times n must be at most {MOST_CHOICES}", param="prompt")
+    choices: list[Choice] = []
+    read = 0
+    for one in body.prompts:
+        prompt = encode_text(one, served) if isinstance(one, str) else check_ids(one, served)
+        limit = room(len(prompt), body.max_tokens, served, default=COMPLETION_TOKENS, param="prompt")
+        choices += _choices(body, prompt, limit, served, first=len(choices))
+        read += len(prompt)
+    return Job(choices, read, loop)
+
+
+def encode_chat(messages: list[Message], served: Served) -> list[int]:
+    """Token ids of a chat, up to where the answer begins.
+
+    Raises:
+        ApiError: the model has no chat template, or its template refuses these messages.
+    """
+    if not served.tokenizer.chat_template:
+        raise refused("this model has no chat template: use /v1/completions", param="messages")
+    try:
+        with _encoding:
+            encoded: Any = served.tokenizer.apply_chat_template(
+                [message.plain() for message in messages], add_generation_prompt=True, return_dict=True
+            )
+    except TemplateError as error:
+        raise refused(f"the model's chat template refuses the messages: {error}", param="messages") from error
+    return _not_empty(list(encoded["input_ids"]), param="messages")
+
+
+def encode_text(text: str, served: Served) -> list[int]:
+    """Token ids of a text, with the tokens that the model's tokenizer puts around one.
+
+    Raises:
+        ApiError: there are none.
+    """
+    with _encoding:
+        encoded = served.tokenizer(text)["input_ids"]
+    return _not_empty(list(encoded), param="prompt")
+
+
+def check_ids(ids: list[int], served: Served) -> list[int]:
+    """Token ids as given.
+
+    Raises:
+        ApiError: one is outside the vocabulary.
+    """
+    if max(ids) >= served.vocab_size:
+        raise refused(f"token ids must be below {served.vocab_size}, got {max(ids)}", param="prompt")
+    return ids
+
+
+def room(prompt: int, asked: int | None, served: Served, *, default: int | None, param: str) -> int:
+    """Tokens that may be generated behind `prompt` tokens; without `asked` at most `default`.
+
+    Raises:
+        ApiError: the context is too short for the prompt, or for both.
+    """
+    most = served.max_model_len
+    left = most - prompt
+    if left < (asked or 1):
+        wanted = "" if asked is None else f" and {asked} of the answer, {prompt + asked} together"
+        raise refused(
+            f"This model's maximum context length is {most} tokens. However, you requested {prompt} tokens "
+            f"of the prompt{wanted}. Please reduce the length of either.",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return asked or min(left, default or left)
+
+
+def biases(body: Sampling, served: Served) -> dict[int, float]:
+    """`logit_bias` by token id.
+
+    Raises:
+        ApiError: a key is no token id.
+    """
+    out = {}
+    for key, bias in (body.logit_bias or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < served.vocab_size):
+            raise refused(
+                f"logit_bias: keys are token ids below {served.vocab_size}, got {key!r}", param="logit_bias"
+            )
+        out[int(key)] = bias
+    return out
+
+
+def _choices(
+    body: Sampling, prompt: list[int], limit: int, served: Served, *, first: int = 0
+) -> list[Choice]:
+    """`body.n` rows; choice i is drawn with seed + i."""
+    check_logprobs(body)
+    seed = secrets.randbits(62) if body.seed is None else body.seed
+    options: dict[str, Any] = {
+        "max_new_tokens": limit,
+        "end_tokens": () if body.ignore_eos else served.end_tokens,
+        "temperature": body.temperature if body.temperature >= GREEDY else 0.0,
+        "top_p": body.top_p,
+        "top_k": max(body.top_k, 0),
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "presence_penalty": body.presence_penalty,
+        "logit_bias": biases(body, served),
+        "drafted": body.polydraft.drafted,
+        "trace": body.top,
+    }
+    return [
+        Choice(
+            served.new_row(prompt, seed=(seed + index) % SEEDS, **options),
+            index=first + index,
+            vocabulary=served.vocabulary,
+            stops=body.stops,
+            traced=body.top is not None,
+        )
+        for index in range(body.n)
+    ]
+
+
+def check_logprobs(body: Sampling) -> None:
+    """Refuse options that mean nothing without another.
+
+    Raises:
+        ApiError: names both.
+    """
+    if isinstance(body, ChatRequest) and body.top_logprobs is not None and not body.logprobs:
+        raise refused("top_logprobs needs logprobs: true", param="top_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise refused("stream_options needs stream: true", param="stream_options")
+
+
+def _not_empty(ids: list[int], *, param: str) -> list[int]:
+    if not ids:
+        raise refused("the prompt is empty", param=param)
+    return ids
+
+
+def check_model(name: str | None, served: Served) -> None:
+    """Refuse another model than the one there is.
+
+    Raises:
+        ApiError: 404, as OpenAI answers.
+    """
+    if name is not None and name != served.name:
+        raise ApiError(
+            404,
+            f"the model {name!r} does not exist: use {served.name!r}",
+            param="model",
+            code="model_not_found",
+        )

@@ -1,0 +1,47 @@
+"""What a server may be told, with its defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polydraft.errors import InputError
+
+MOST_CHOICES = 128
+"""Choices of one request, over all its prompts."""
+MOST_STOPS = 4
+MOST_TOP = 20
+"""Likely tokens named beside each token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Limits of a server.
+
+    Attributes:
+        api_key: what calls must carry as `Authorization: Bearer`; None asks for none.
+        max_num_seqs: texts decoded together. max_queue: requests that may wait for room among them.
+        timeout_seconds: of a request, from its arrival to its last token.
+        shutdown_seconds: what runs and waits gets so long to finish once a shutdown is asked for.
+        max_body_bytes: of a request.
+
+    Raises:
+        InputError: a value outside its range; names it.
+    """
+
+    api_key: str | None = None
+    max_num_seqs: int = 8
+    max_queue: int = 64
+    timeout_seconds: float = 600.0
+    shutdown_seconds: float = 30.0
+    max_body_bytes: int = 8 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_queue", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.timeout_seconds <= 0:
+            raise InputError(f"timeout_seconds must be above 0, got {self.timeout_seconds}")
+        if self.shutdown_seconds < 0:
+            raise InputError(f"shutdown_seconds must be 0 or more, got {self.shutdown_seconds}")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
+            raise InputError("api_key must be ASCII text that is not empty")

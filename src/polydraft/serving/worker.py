@@ -1,0 +1,192 @@
+"""The one thread that owns the batch: rows come in between its cycles, and leave when they end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from polydraft.serving.batch import Batch
+from polydraft.serving.errors import ApiError, failed, queue_full
+from polydraft.serving.metrics import Metrics
+from polydraft.serving.requests import Choice, Job
+
+CLOSE_SECONDS = 10.0
+"""How long a cycle may take at the end; the process does not wait for it longer."""
+
+logger = logging.getLogger("polydraft.serving")
+
+
+class Worker:
+    """Takes requests in the order of their arrival, as many rows at a time as are free.
+
+    Args:
+        open_batch: called once, in the thread that will own the batch.
+        max_queue: requests that may wait. model: its name in the metrics.
+
+    Attributes:
+        broken: an error ended the thread; nothing is taken any more.
+    """
+
+    def __init__(self, open_batch: Callable[[], Batch], *, max_queue: int, model: str) -> None:
+        self.metrics = Metrics(model, running=lambda: self.running, waiting=lambda: self.waiting)
+        self.broken = False
+        self._open_batch = open_batch
+        self._max_queue = max_queue
+        self._waiting: deque[tuple[Job, Choice]] = deque()
+        self._active: list[tuple[Job, Choice]] = []
+        self._free = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._opened: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="polydraft-worker", daemon=True)
+
+    def start(self) -> None:
+        """Open the batch; raises what that raises."""
+        self._thread.start()
+        self._opened.result()
+
+    def close(self) -> None:
+        """End the thread after the cycle it is in, if that ends. What runs or waits is never answered."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(CLOSE_SECONDS)
+
+    @property
+    def running(self) -> int:
+        """Requests with a row in the batch."""
+        with self._changed:
+            return len({job for job, _ in self._active})
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        with self._changed:
+            return bool(self._active or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a row yet."""
+        with self._changed:
+            return self._count_waiting()
+
+    def _count_waiting(self) -> int:
+        return len({job for job, _ in self._waiting if job.admitted is None})
+
+    def submit(self, job: Job) -> None:
+        """Take a request.
+
+        Raises:
+            ApiError: as many as may wait do so already, or the worker is broken.
+        """
+        with self._changed:
+            if self.broken:
+                raise failed()
+            if self._count_waiting() >= self._max_queue + self._free:
+                raise queue_full()
+            self._waiting.extend((job, choice) for choice in job.choices)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Take a request's texts out of the queue now and out of the batch after the current cycle."""
+        with self._changed:
+            if job.cancelled or job.done:
+                return
+            job.cancelled = True
+            for one in [one for one in self._waiting if one[0] is job]:
+                self._waiting.remove(one)
+                self.metrics.ended(one[1], "abort")
+            self._changed.notify()
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every request with `error`."""
+        with self._changed:
+            jobs = {job for job, _ in [*self._active, *self._waiting] if not job.cancelled}
+        for job in jobs:
+            job.put(error)
+            self.cancel(job)
+
+    def _run(self) -> None:
+        try:
+            batch = self._open_batch()
+            self._free = batch.free
+        except BaseException as error:  # noqa: BLE001 (handed to whoever called start)
+            self._opened.set_exception(error)
+            return
+        self._opened.set_result(None)
+        try:
+            while self._wait():
+                self._turn(batch)
+        except Exception:
+            logger.exception("the worker failed; no request is answered any more")
+            with self._changed:
+                self.broken = True
+            self.fail_all(failed())
+            with self._changed:
+                active, self._active = self._active, []
+            for _, choice in active:
+                self.metrics.ended(choice, "abort")
+
+    def _wait(self) -> bool:
+        """Sleep while there is nothing to do; False once closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting or self._active)
+            return not self._closing
+
+    def _turn(self, batch: Batch) -> None:
+        """Drop, admit, one cycle."""
+        for job, choice in [one for one in self._active if one[0].cancelled]:
+            batch.drop(choice.row)
+            self._leave(job, choice, "abort")
+        if admitted := self._admissible(batch.free):
+            batch.admit([choice.row for _, choice in admitted])
+            self._read(batch)
+        if self._active:
+            batch.step()
+            self._read(batch)
+        with self._changed:
+            self._free = batch.free
+
+    def _admissible(self, free: int) -> list[tuple[Job, Choice]]:
+        """The next texts, as many as fit; they count as running from now on."""
+        now = time.perf_counter()
+        new: list[tuple[Job, Choice]] = []
+        with self._changed:
+            while self._waiting and len(new) < free:
+                job, choice = self._waiting.popleft()
+                new.append((job, choice))
+                if job.admitted is None:
+                    job.admitted = now
+                    self.metrics.admitted(job)
+            self._active.extend(new)
+            self._free = free - len(new)
+        return new
+
+    def _read(self, batch: Batch) -> None:
+        """Send on what every text has grown by, and let those go that have ended."""
+        for job, choice in list(self._active):
+            piece = choice.take()
+            if piece is None:
+                continue
+            self.metrics.grew(choice, len(piece.tokens))
+            if job.spoke is None:
+                job.spoke = time.perf_counter()
+                self.metrics.spoke(job)
+            if piece.finish_reason is not None:
+                if not choice.row.finished:
+                    batch.drop(choice.row)
+                self._leave(job, choice, piece.finish_reason)
+            if not job.cancelled:
+                job.put(piece)
+
+    def _leave(self, job: Job, choice: Choice, reason: str) -> None:
+        with self._changed:
+            self._active.remove((job, choice))
+        self.metrics.ended(choice, reason)
+        if job.done:
+            job.finished = time.perf_counter()
+            self.metrics.finished(job)

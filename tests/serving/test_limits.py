@@ -1,0 +1,255 @@
+"""Queues, clients that leave, time limits, failures and shutdowns, over a batch that waits for its turns."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+
+from polydraft.errors import InputError
+from polydraft.serving.run import stop
+from polydraft.serving.settings import Settings
+from tests.serving.fake import SteppedBatch
+from tests.serving.server import NAME, Running, running, tiny_served, with_batch
+
+BODY = {"model": NAME, "prompt": "hello", "max_tokens": 4}
+
+
+@pytest.fixture
+def batch() -> SteppedBatch:
+    """Two rows."""
+    return SteppedBatch(2)
+
+
+@pytest.fixture
+def server(batch: SteppedBatch) -> Iterator[Running]:
+    """A server of it in which one request may wait."""
+    with running(with_batch(tiny_served(), batch), max_queue=1, shutdown_seconds=1) as one:
+        yield one
+        batch.turns.release(1_000)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as one:
+        yield one
+
+
+def post(server: Running, **more: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/completions", json=BODY | more, timeout=30)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for what other threads bring about."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def placed(server: Running, running: int, waiting: int) -> bool:
+    """Whether so many requests run and wait; the metrics say the same."""
+    worker = server.service.worker
+    if (worker.running, worker.waiting) != (running, waiting):
+        return False
+    assert server.metric("num_requests_running") == running
+    assert server.metric("num_requests_waiting") == waiting
+    return True
+
+
+def pass_turns(server: Running, batch: SteppedBatch) -> None:
+    """Cycles, one by one, until nothing runs."""
+    while not placed(server, 0, 0):
+        batch.turns.release(1)
+        time.sleep(0.05)
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    return error
+
+
+def fill(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor, *, requests: int = 3, **more: Any
+) -> list[Future[httpx.Response]]:
+    """Two requests that run and, of three, one that waits. Rows are given between cycles, so one passes."""
+    out = [pool.submit(post, server, **more)]
+    until(lambda: placed(server, 1, 0))
+    out.append(pool.submit(post, server, **more))
+    until(lambda: placed(server, 1, 1))
+    batch.turns.release(1)
+    until(lambda: placed(server, 2, 0))
+    if requests == 3:
+        out.append(pool.submit(post, server, **more))
+        until(lambda: placed(server, 2, 1))
+    return out
+
+
+def test_a_full_queue_refuses_and_the_others_are_answered(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor
+) -> None:
+    accepted = fill(server, batch, pool)
+    refused = post(server)
+    assert error_of(refused, 429)["code"] == "rate_limit_exceeded"
+    assert int(refused.headers["retry-after"]) >= 1
+    with pytest.raises(openai.RateLimitError):
+        server.client().completions.create(**BODY)
+    batch.turns.release(1_000)
+    for one in accepted:
+        (choice,) = one.result().json()["choices"]
+        assert (len(choice["text"]), choice["finish_reason"]) == (4, "length")
+    assert post(server).status_code == 200
+
+
+def test_choices_take_rows_one_by_one(server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor) -> None:
+    answer = pool.submit(post, server, n=5)
+    until(lambda: len(batch.active) == 2)
+    assert placed(server, 1, 0)
+    batch.turns.release(1_000)
+    assert [len(choice["text"]) for choice in answer.result().json()["choices"]] == [4] * 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_row(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor, stream: bool
+) -> None:
+    body = BODY | {"stream": stream, "max_tokens": 80}
+    running, waiting, *_ = clients = [httpx.Client(timeout=httpx.Timeout(30, read=None)) for _ in range(2)]
+    with pytest.raises(httpx.ReadTimeout):
+        running.post(f"{server.url}/v1/completions", json=body | {"n": 2, "stream": False}, timeout=0.5)
+    pass_turns(server, batch)
+    assert len(batch.dropped) == 2
+    assert server.metric("request_success_total", finished_reason="abort") == 2
+    held = fill(server, batch, pool, requests=2, max_tokens=50)
+    if stream:
+        with waiting.stream("POST", f"{server.url}/v1/completions", json=body):
+            until(lambda: placed(server, 2, 1))
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            waiting.post(f"{server.url}/v1/completions", json=body, timeout=0.5)
+    until(lambda: placed(server, 2, 0))  # it left the queue, though no row came free
+    batch.turns.release(1_000)
+    assert [len(one.result().json()["choices"][0]["text"]) for one in held] == [50, 50]
+    for client in clients:
+        client.close()
+
+
+def test_a_stream_that_is_left_frees_its_row(server: Running, batch: SteppedBatch) -> None:
+    body = BODY | {"stream": True, "max_tokens": 80}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
+        batch.turns.release(1)
+        assert next(stream.iter_lines()).startswith("data: ")
+    pass_turns(server, batch)
+    assert len(batch.dropped[0].generated) < 80
+
+
+def test_a_client_that_does_not_read_holds_no_row(server: Running, batch: SteppedBatch) -> None:
+    body = BODY | {"stream": True, "max_tokens": 80, "prompt": ["a"] * 20}
+    batch.turns.release(10_000)
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
+        until(lambda: server.service.worker.running == 0)
+        events = [line for line in stream.iter_lines() if line.startswith("data: {")]
+    said = [choice for line in events for choice in json.loads(line[6:])["choices"]]
+    assert sum(len(choice["text"]) for choice in said) == 20 * 80
+
+
+def test_a_request_that_takes_too_long_ends(batch: SteppedBatch) -> None:
+    what = with_batch(tiny_served(), batch)
+    with running(what, timeout_seconds=0.3, shutdown_seconds=1) as server:
+        assert error_of(post(server, max_tokens=80), 504)["code"] == "timeout"
+        with pytest.raises(openai.APIError, match="longer than 0"):
+            list(server.client().completions.create(**BODY | {"stream": True}))
+        until(lambda: placed(server, 1, 0))  # the second one left the queue
+        pass_turns(server, batch)
+        assert len(batch.dropped) == 1
+        batch.turns.release(1_000)
+        assert post(server).status_code == 200
+
+
+def test_an_error_of_the_worker_reaches_every_client(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    accepted = fill(server, batch, pool)
+    batch.fails = RuntimeError("a secret")
+    batch.turns.release(1)
+    for one in accepted:
+        assert "secret" not in error_of(one.result(), 500)["message"]
+    error_of(post(server), 500)
+    health = httpx.get(f"{server.url}/health")
+    assert (health.status_code, health.json()) == (503, {"status": "failed"})
+    assert "RuntimeError: a secret" in caplog.text
+    assert server.metric("num_requests_running") == 0
+
+
+def test_a_bug_in_a_handler_is_a_500_without_its_text(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("polydraft.serving.prepare.encode_text", lambda *_: 1 / 0)
+    assert "division" not in error_of(post(server), 500)["message"]
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+# -- shutdown ---------------------------------------------------------------------------------------
+
+
+def test_a_shutdown_finishes_what_runs_and_waits(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor
+) -> None:
+    accepted = fill(server, batch, pool)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    until(lambda: server.service.draining)
+    refused = post(server)
+    assert error_of(refused, 503)["code"] == "shutting_down"
+    assert "retry-after" in refused.headers
+    health = httpx.get(f"{server.url}/health")
+    assert (health.status_code, health.json()) == (503, {"status": "shutting down"})
+    batch.turns.release(1_000)
+    assert [len(one.result().json()["choices"][0]["text"]) for one in accepted] == [4, 4, 4]
+    stopping.join(timeout=20)
+    assert not server.thread.is_alive()
+    with pytest.raises(httpx.ConnectError):
+        post(server)
+
+
+def test_a_shutdown_has_a_limit(server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor) -> None:
+    accepted = fill(server, batch, pool)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    for one in accepted:
+        assert error_of(one.result(), 503)["code"] == "shutting_down"
+    batch.turns.release(1_000)
+    stopping.join(timeout=20)
+    assert not server.thread.is_alive()
+
+
+def test_a_second_signal_does_not_wait(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor
+) -> None:
+    lost = pool.submit(post, server)
+    until(lambda: placed(server, 1, 0))
+    stop(server.server)
+    stop(server.server)
+    server.thread.join(timeout=20)
+    assert not server.thread.is_alive()
+    assert lost.exception() is not None or lost.result().status_code == 500
+    batch.turns.release(1_000)
+    server.service.worker.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_num_seqs", 0), ("max_queue", 0), ("max_body_bytes", 0), ("timeout_seconds", 0), ("api_key", " ")],
+)
+def test_settings_have_ranges(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=name):
+        Settings(**{name: value})
