@@ -4,6 +4,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+INSTALLED := build/installed
 STAMP := $(VENV)/.installed
 OLDEST_STAMP := $(OLDEST)/.installed
 SETUP_FILES := pyproject.toml constraints.txt Makefile
@@ -15,10 +16,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-oldest lint format clean
+.PHONY: help setup demo test check test-oldest test-docs-nightly docs lint format clean dist test-install
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## create .venv with everything in it
 
@@ -38,6 +39,13 @@ test: setup  ## the whole test suite
 check: setup lint  ## lint, types and the fast tests: for daily work
 	$(VENV)/bin/pytest -n 2 -m 'not slow and not real_model'
 
+test-docs-nightly: setup  ## the commands of the tutorial and those marked nightly, as they stand (20 minutes)
+	$(VENV)/bin/pytest tests/docs -m nightly
+
+docs: setup  ## guides and reference as one folder that opens offline, site/; links are checked
+	$(VENV)/bin/python scripts/cli_reference.py
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -56,6 +64,21 @@ $(OLDEST_STAMP): pyproject.toml Makefile
 	$(OLDEST)/bin/pip install -e '.[plots,dev]' 'torch==2.11.*' 'transformers==5.16.*'
 	touch $@
 
+dist: setup  ## the source distribution and the wheel, in dist/
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/twine check --strict dist/*
+
+test-install: dist  ## the wheel in fresh environments, without and with the extras (downloads much)
+	for extras in '' '[plots,report,lora,serve]'; do \
+		rm -rf $(INSTALLED) && $(PYTHON) -m venv $(INSTALLED) \
+		&& $(INSTALLED)/bin/pip install -q -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)$$extras" 'torch==2.13.*' \
+		&& $(INSTALLED)/bin/pip check \
+		&& POLYDRAFT_INSTALLED=$(CURDIR)/$(INSTALLED) POLYDRAFT_EXTRAS="$$extras" \
+			$(VENV)/bin/pytest tests/packaging/test_install.py || exit 1; \
+	done
+	rm -rf $(INSTALLED)
+
 clean:  ## remove the environments and every cache
-	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

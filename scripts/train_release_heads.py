@@ -132,6 +132,7 @@ def main() -> None:
     target = Path("heads") / config["model"]
     for file in HEAD_FILES:
         shutil.copyfile(last / file, target / file)
+    run("card", str(target), "--name", config["model"])
     print(f"installed in {target}")
 
 

@@ -10,12 +10,13 @@ from typing import cast
 import pytest
 import torch
 
-from polydraft import loading, resources
+from polydraft import resources, sources
 from polydraft.embedded import EMBEDDED
 from polydraft.errors import InputError
 from polydraft.joint import LatentMixture
-from polydraft.loading import load_head, load_model, parse_dtype, resolve, set_threads
+from polydraft.loading import load_head, load_model, parse_dtype, set_threads
 from polydraft.resources import shipped
+from polydraft.sources import resolve
 from tests.tiny import tiny_folder, tiny_head
 
 
@@ -118,7 +119,7 @@ def test_shipped_files_of_a_wheel_and_of_a_checkout(tmp_path: Path, monkeypatch:
     packaged = tmp_path / "site/polydraft"
     (packaged / "data/heads" / EMBEDDED).mkdir(parents=True)
     monkeypatch.setattr(resources, "PACKAGE", packaged)
-    assert loading.head_source(EMBEDDED) == str(packaged / "data/heads" / EMBEDDED)
+    assert sources.head_source(EMBEDDED) == str(packaged / "data/heads" / EMBEDDED)
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

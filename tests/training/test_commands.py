@@ -72,6 +72,7 @@ def test_train_writes_a_head_and_a_picture(model: Path, data: Path, tmp_path: Pa
     assert f"head in {out}" in result.stderr
     assert DraftHead.from_pretrained(out).config.rank == 2
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "library_name: polydraft" in (out / "README.md").read_text()
     assert [row["step"] for row in json.loads((out / "training.json").read_text())["history"]][-1] == 4
     inspected = polydraft("inspect", out)
     assert inspected.exit_code == 0, inspected.output
