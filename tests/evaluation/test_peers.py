@@ -241,8 +241,9 @@ def test_parse_peer_head() -> None:
     for text in ("a", "a=", "=b", "a=b,", "a=b,drafting"):
         with pytest.raises(InputError, match="NAME=HEAD"):
             ways.parse_peer_head(text)
-    with pytest.raises(InputError, match="no option 'tokenizer', only verification, drafting"):
-        ways.parse_peer_head("a=b,tokenizer=x")
+    for option in ("tokenizer", "seed"):
+        with pytest.raises(InputError, match=f"no option '{option}', only verification, drafting"):
+            ways.parse_peer_head(f"a=b,{option}=1")
 
 
 # -- figures ----------------------------------------------------------------------------------------

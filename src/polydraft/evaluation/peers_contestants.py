@@ -110,7 +110,8 @@ def drafted(
 
 def drafting_options() -> list[str]:
     """Names of the options of `polydraft.generate` that say how to draft, not what."""
-    given = {"attention_mask", "generation_config", "streamer", "tokenizer", "stopping_criteria", "generator"}
+    given = {"attention_mask", "generation_config", "streamer", "tokenizer", "stopping_criteria"}
+    given |= {"generator", "seed"}  # each round sets torch's seeds, the same for all
     parameters = inspect.signature(polydraft.generate).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given]
 
