@@ -37,7 +37,7 @@ test: setup  ## the whole test suite
 	$(VENV)/bin/pytest -n 2
 
 check: setup lint  ## lint, types and the fast tests: for daily work
-	$(VENV)/bin/pytest -n 2 -m 'not slow and not real_model'
+	$(VENV)/bin/pytest -n 2 -m 'not slow and not real_model and not nightly'
 
 test-docs-nightly: setup  ## the commands of the tutorial and those marked nightly, as they stand (20 minutes)
 	$(VENV)/bin/pytest tests/docs -m nightly
@@ -57,7 +57,7 @@ format: setup  ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
 
 test-oldest: $(OLDEST_STAMP)  ## the fast tests on the oldest supported torch and transformers
-	$(OLDEST)/bin/pytest -n 2 -m 'not slow and not real_model'
+	$(OLDEST)/bin/pytest -n 2 -m 'not slow and not real_model and not nightly'
 
 $(OLDEST_STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(OLDEST)
