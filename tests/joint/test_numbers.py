@@ -13,10 +13,12 @@ from torch.func import functional_call
 
 from polydraft.joint import Gate, LatentMixture, member
 from polydraft.joint.mixture import ALL, Rows
-from tests.joint.members import FEATURES, NAMES, Case, every_mixture, random_case, table_bias
+from tests.joint.members import FEATURES, MIXTURES, Case, every_mixture, random_case, table_bias
 
-WIDE = 49_152
-"""A real vocabulary."""
+WIDE, NARROW = 49_152, 1_024
+"""A real vocabulary, and one that many rows can be had of."""
+MANY = 15_000
+"""Rows of each member over the small one."""
 
 
 class Whole(nn.Module):
@@ -109,51 +111,51 @@ def test_float64_is_kept(name: str) -> None:
 
 
 @cache
-def stretches() -> Tensor:
+def stretches(size: int) -> Tensor:
     """All stretches of one long random text of bfloat16 numbers up to 80, half of them just +-80 or 0."""
     generator = torch.Generator().manual_seed(0)
     pool = torch.rand(2**20, generator=generator) * 160 - 80
     kind = torch.randint(6, pool.shape, generator=generator)
     for k, value in enumerate((-80.0, 0.0, 80.0)):
         pool[kind == k] = value
-    return pool.bfloat16().unfold(0, WIDE, 1)
+    return pool.bfloat16().unfold(0, size, 1)
 
 
-def wild_logits(rows: int, *, horizon: int, rank: int) -> Iterator[Tensor]:
-    """`rows` rows of bfloat16 logits of a whole vocabulary, a batch of 2 joints at a time."""
+def wild_logits(rows: int, size: int, *, batch: int, horizon: int, rank: int) -> Iterator[Tensor]:
+    """`rows` rows of `size` bfloat16 logits, a batch of joints at a time."""
     generator = torch.Generator().manual_seed(1)
-    for _ in range(0, rows, 2 * horizon * rank):
-        starts = torch.randint(len(stretches()), (2 * horizon * rank,), generator=generator)
-        yield stretches()[starts].view(2, horizon, rank, WIDE)
+    for _ in range(0, rows, batch * horizon * rank):
+        starts = torch.randint(len(stretches(size)), (batch * horizon * rank,), generator=generator)
+        yield stretches(size)[starts].view(batch, horizon, rank, size)
 
 
 @every_mixture
-@pytest.mark.parametrize("rows", [400, pytest.param(15_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("rows", "size", "batch"), [(400, WIDE, 2), (MANY, NARROW, 8)])
 @torch.no_grad()
-def test_wild_bfloat16_logits_of_a_whole_vocabulary(name: str, rows: int) -> None:
+def test_wild_bfloat16_logits(name: str, rows: int, size: int, batch: int) -> None:
     """Nowhere NaN or infinite, rows that sum to one; 10^5 rows of logits in all, over the members."""
     found = member(name)
     rank, horizon = 1 if found.single else 4, 4
     gate = found.gate(FEATURES, rank, horizon).requires_grad_(False)
-    biases = next(wild_logits(8, horizon=4, rank=1)).view(8, 1, WIDE)
+    biases = next(wild_logits(8, size, batch=2, horizon=4, rank=1)).view(8, 1, size)
 
     def bias(position: int, before: Tensor, rows: Rows = ALL) -> Tensor:
         return biases[before % 8]
 
-    for logits in wild_logits(rows, horizon=horizon, rank=rank):
+    for logits in wild_logits(rows, size, batch=batch, horizon=horizon, rank=rank):
         for parameter in gate.parameters():
             parameter.copy_(80 * torch.randn_like(parameter).sign())
-        joint = LatentMixture(gate(torch.randn(2, FEATURES)), logits, bias if found.markov else None)
+        joint = LatentMixture(gate(torch.randn(batch, FEATURES)), logits, bias if found.markov else None)
         state = joint.start()
         for s in range(horizon):
             row = joint.row(state, s)
             assert row.sum(-1).isfinite().all()  # so is every entry
             assert (row.exp().sum(-1) - 1).abs().max() < 1e-3
-            tokens = torch.where(torch.rand(2) < 0.5, row.argmax(-1), torch.randint(WIDE, (2,)))
+            tokens = torch.where(torch.rand(batch) < 0.5, row.argmax(-1), torch.randint(size, (batch,)))
             assert joint.token_log_prob(state, s, tokens).isfinite().all()
             if s + 1 < horizon:
                 state = joint.advance(state, s, tokens)
 
 
-def test_the_slow_form_has_a_hundred_thousand_rows() -> None:
-    assert 15_000 * len(NAMES) >= 100_000
+def test_there_are_a_hundred_thousand_rows() -> None:
+    assert MANY * len(MIXTURES) >= 100_000
