@@ -133,3 +133,6 @@ def test_the_site_builds(tmp_path: Path) -> None:
     page = (tmp_path / "site" / "reference" / "decoding.html").read_text()
     assert 'id="polydraft.decoding.generate.generate"' in page
     assert "tree.svg" in (tmp_path / "site" / "maths.html").read_text()
+    outside = re.compile(r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//|<link[^>]*href="(?:https?:)?//')
+    loaded = [path.name for path in (tmp_path / "site").rglob("*.html") if outside.search(path.read_text())]
+    assert loaded == []  # it opens, and is searched, without a network
