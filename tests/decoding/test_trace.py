@@ -126,6 +126,21 @@ def test_plain_texts_are_called_plain() -> None:
     assert all(one.draft_log_prob is None for one in row.trace)
 
 
+def test_nothing_is_said_of_a_plain_text_beside_drafted_ones() -> None:
+    """The head is asked for the others: what it says of this text is left out, as it is alone."""
+    model = tiny_model(vocab_size=64)
+    batch = LiveBatch(model, tiny_head(model, rank=3), rows=2, plan=Plan(draft_length=4))
+    plain, drafted = (
+        new_row(PROMPT, device=model.device, max_new_tokens=20, trace=0, drafted=way) for way in (False, True)
+    )
+    batch.admit([plain, drafted])
+    while batch.active:
+        batch.step()
+    assert plain.generated == drafted.generated
+    assert {(one.kind, one.draft_log_prob, one.weights) for one in plain.trace[1:]} == {("plain", None, ())}
+    assert any(one.draft_log_prob is not None for one in drafted.trace)
+
+
 @pytest.mark.parametrize(
     ("path", "kind"), [((), "correction"), ((0,), "correction"), ((1,), "bonus"), ((0, 2), "bonus")]
 )

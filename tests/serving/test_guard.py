@@ -104,6 +104,24 @@ def test_a_long_body_is_refused_before_it_comes(locked: Running) -> None:
         (CHAT, {}, "messages", "Field required"),
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages", "role tool"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "'text'"),
+        (CHAT, ASK | {"stop": ["a", ""]}, "stop", "stop.1: String should have at least 1 character"),
+        (CHAT, ASK | {"stop": 5}, "stop", "stop: Input should be a valid string"),
+        (
+            CHAT,
+            ASK | {"logit_bias": {"1": "a"}},
+            "logit_bias",
+            "logit_bias.1: Input should be a valid n",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
+            "messages",
+            "messages.0.content.0.text: Input should be a valid string",
+        ),
+        (CHAT, {"messages": [{"role": "user"}]}, "messages", "messages.0.content: Field required"),
+        (COMPLETE, {"prompt": [1, "a"]}, "prompt", "prompt.1: Input should be a valid integer"),
+        (COMPLETE, {"prompt": [["a"]]}, "prompt", "prompt.0.0: Input should be a valid integer"),
+        (COMPLETE, {"prompt": [[]]}, "prompt", "prompt.0: List should have at least 1 item"),
         (COMPLETE, {"prompt": ""}, "prompt", "the prompt is empty"),
         (COMPLETE, {"prompt": []}, "prompt", "at least 1"),
         (COMPLETE, {"prompt": [259]}, "prompt", "below 259, got 259"),
@@ -120,6 +138,7 @@ def test_what_is_refused_is_named(
     error = error_of(httpx.post(server.url + path, json=body), 400)
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert part in error["message"]
+    assert not {"[", "("} & set(error["message"].partition(":")[0])  # no type of the schema is named
 
 
 def test_what_asks_for_nothing_is_ignored(server: Running) -> None:

@@ -248,7 +248,16 @@ def test_a_second_signal_does_not_wait(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_num_seqs", 0), ("max_queue", 0), ("max_body_bytes", 0), ("timeout_seconds", 0), ("api_key", " ")],
+    [
+        ("max_num_seqs", 0),
+        ("max_queue", 0),
+        ("max_body_bytes", 0),
+        ("timeout_seconds", 0),
+        ("timeout_seconds", float("nan")),
+        ("shutdown_seconds", float("nan")),
+        ("api_key", ""),
+        ("api_key", "k\n"),
+    ],
 )
 def test_settings_have_ranges(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=name):

@@ -89,11 +89,14 @@ class Tracer:
         """One cycle.
 
         Args:
-            logits: (m + 1, V). joint: of this row, None if it was not asked for. draft_index: of the tokens
-                kept and the one behind them, -1 outside the draft vocabulary.
+            logits: (m + 1, V). joint: of this row, None if it was not asked for; where nothing was drafted
+                here, it was asked for the others, and is left out. draft_index: of the tokens kept and the one
+                behind them, -1 outside the draft vocabulary.
         """
         self._step += 1
-        said = [] if joint is None or draft.copied else along(joint, draft_index.tolist())
+        said = []
+        if joint is not None and draft.tokens and not draft.copied:
+            said = along(joint, draft_index.tolist())
         said += [Said(None, ())] * (len(kept.path) + 1 - len(said))
         columns = [0, *(node + 1 for node in kept.path)]
         kind = "copied" if draft.copied else "drafted"

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client.exposition import choose_encoder
 
 import polydraft
-from polydraft.serving import errors, pages, prepare, replies
+from polydraft.serving import handlers, pages, prepare, replies
 from polydraft.serving.chat import ChatShape
 from polydraft.serving.completions import CompletionShape
 from polydraft.serving.gate import Gate
@@ -41,7 +41,7 @@ def create_app(service: Service) -> FastAPI:
         title="polydraft", version=polydraft.__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     app.state.service = service
-    errors.install(app)
+    handlers.install(app)
     app.include_router(router)
     pages.install(app)
     app.add_middleware(

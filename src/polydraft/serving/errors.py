@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-
-from polydraft.errors import InputError
 
 RETRY_SECONDS = 1
 
@@ -83,56 +77,6 @@ def failed() -> ApiError:
     return ApiError(
         500, "the server failed; its log says why", kind="server_error", code="internal_server_error"
     )
-
-
-def install(app: FastAPI) -> None:
-    """Answer every error of `app` in this shape."""
-
-    async def of_api(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        return error.response()
-
-    async def of_input(_: Request, error: Exception) -> JSONResponse:
-        return ApiError(400, str(error)).response()
-
-    async def of_schema(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return _from_schema(error).response()
-
-    async def of_http(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        code = HTTPStatus(error.status_code).name.lower()
-        answer = ApiError(error.status_code, str(error.detail), code=code).response()
-        answer.headers.update(error.headers or {})
-        return answer
-
-    async def of_bug(_: Request, __: Exception) -> JSONResponse:
-        return failed().response()
-
-    app.add_exception_handler(ApiError, of_api)
-    app.add_exception_handler(InputError, of_input)
-    app.add_exception_handler(RequestValidationError, of_schema)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, of_bug)
-
-
-def _from_schema(error: RequestValidationError) -> ApiError:
-    """The first thing wrong with a body, by the field it is in.
-
-    Where a field may be of several types there is an error for each; one that looks into the value says more
-    than those about its type.
-    """
-    found = error.errors()
-    of_field = [one for one in found if one["loc"][:2] == found[0]["loc"][:2]]
-    first = min(of_field, key=lambda one: one["type"].endswith("_type"))
-    where = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
-    if not where:
-        return ApiError(400, "the body must be a JSON object, sent as application/json")
-    if first["type"] == "extra_forbidden":
-        return refused(f"unrecognized field: {where[-1]}", param=where[0], code="unknown_parameter")
-    return refused(f"{'.'.join(where)}: {first['msg']}", param=where[0], code="invalid_value")
 
 
 def _sayable(part: str | None) -> str | None:

@@ -39,9 +39,10 @@ class Settings:
         for name in ("max_num_seqs", "max_queue", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.timeout_seconds <= 0:
+        if not self.timeout_seconds > 0:
             raise InputError(f"timeout_seconds must be above 0, got {self.timeout_seconds}")
-        if self.shutdown_seconds < 0:
+        if not self.shutdown_seconds >= 0:
             raise InputError(f"shutdown_seconds must be 0 or more, got {self.shutdown_seconds}")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
-            raise InputError("api_key must be ASCII text that is not empty")
+        key = self.api_key
+        if key is not None and not (key and key.isascii() and key == key.strip()):
+            raise InputError("api_key must be ASCII text, not empty and without white space around it")

@@ -22,6 +22,7 @@ export class Pane {
     this.#part("h2").textContent = name === "drafted" ? "Drafted" : "Plain";
     this.#part(".text").setAttribute("aria-label", `${name} text`);
     this.transcript = new Transcript(this.#part(".text"), onPick);
+    this.#figures(this.tally, 0);
   }
 
   get element() {

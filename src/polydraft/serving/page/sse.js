@@ -5,13 +5,17 @@ export class EventParser {
   #decoder = new TextDecoder();
   #rest = "";
   #data = [];
+  #returned = false; // whether the last character so far was a CR, which an LF may still follow
 
   /** Takes bytes; returns the data of the events that they complete. */
   push(bytes) {
-    this.#rest += this.#decoder.decode(bytes, { stream: true });
+    const text = this.#decoder.decode(bytes, { stream: true });
+    if (text === "") return [];
+    this.#rest += this.#returned && text.startsWith("\n") ? text.slice(1) : text;
+    this.#returned = text.endsWith("\r");
     const events = [];
     let start = 0;
-    for (const end of this.#rest.matchAll(/\r\n|\n|\r(?!$)/g)) { // a CR at the very end may be half of a CRLF
+    for (const end of this.#rest.matchAll(/\r\n|\n|\r/g)) {
       const line = this.#rest.slice(start, end.index);
       start = end.index + end[0].length;
       if (line === "" && this.#data.length) events.push(this.#data.splice(0).join("\n"));
