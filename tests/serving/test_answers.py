@@ -334,15 +334,21 @@ def test_models(client: openai.OpenAI) -> None:
 def test_metrics_count_requests(client: openai.OpenAI, server: Running) -> None:
     names = ("prompt_tokens_total", "generation_tokens_total", "e2e_request_latency_seconds_count",
              "time_to_first_token_seconds_count", "request_queue_time_seconds_count",
-             "request_generation_tokens_sum")  # fmt: skip
+             "request_generation_tokens_sum", "request_prefill_time_seconds_count",
+             "request_decode_time_seconds_count", "inter_token_latency_seconds_count",
+             "request_queue_time_seconds_sum",
+             "request_prefill_time_seconds_sum", "request_decode_time_seconds_sum",
+             "e2e_request_latency_seconds_sum")  # fmt: skip
 
     def counted() -> list[float]:
         return [server.metric(name) for name in names]
 
     before, success = counted(), server.metric("request_success_total", finished_reason="length")
     usage = complete(client, "hello", n=2, max_tokens=5).usage
-    grown = [now - then for now, then in zip(counted(), before, strict=True)]
+    *grown, queued, reading, saying, whole = (now - then for now, then in zip(counted(), before, strict=True))
     assert usage.completion_tokens == 10
-    assert grown == [len(encode("hello")), 10, 1, 1, 1, 10]
+    steps = usage.polydraft["steps"]  # a text grows once at its prompt, then at each step
+    assert grown == [len(encode("hello")), 10, 1, 1, 1, 10, 1, 1, steps]
     assert server.metric("request_success_total", finished_reason="length") == success + 2
+    assert queued + reading + saying == pytest.approx(whole)
     assert server.metric("num_requests_running") == server.metric("num_requests_waiting") == 0

@@ -90,7 +90,7 @@ class Tracer:
 
         Args:
             logits: (m + 1, V). joint: of this row, None if it was not asked for; where nothing was drafted
-                here, it was asked for the others, and is left out. draft_index: of the tokens kept and the one
+                here, it was asked for others, and is left out. draft_index: of the tokens kept and the one
                 behind them, -1 outside the draft vocabulary.
         """
         self._step += 1
