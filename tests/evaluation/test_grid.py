@@ -274,3 +274,65 @@ def test_unknown_stage(root: Path) -> None:
     result = command(root / "grid.toml", "--stage", "trainn")
     assert result.exit_code == 2
     assert "unknown stage 'trainn': choose from train, replay, speed, report" in result.output
+
+
+def kept_from(root: Path, path: Path, *names: str) -> Path:
+    """The finished grid's results with rows of these names alone."""
+    content = json.loads((root / "out/results.json").read_text())
+    content["cells"] = [row for row in content["cells"] if row["name"] in names]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_rows_of_an_earlier_run_are_kept(root: Path, tmp_path: Path) -> None:
+    """They stand as they are, in the file's order, and their cells are not trained."""
+    path = kept_from(root, tmp_path / "earlier.json", "cp2", "cp2-top1")
+    result = command(root / "grid.toml", "--out", tmp_path / "out", "--keep", path)
+    assert result.exit_code == 0, result.output
+    assert {folder.name for folder in (tmp_path / "out/cells").iterdir()} == {"start", "ind"}
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    before = {row["name"]: row for row in json.loads(path.read_text())["cells"]}
+    assert [row["name"] for row in found["cells"]] == ["ind", "cp2", "cp2-top1"]
+    assert found["kept"] == ["cp2", "cp2-top1"]
+    assert found["cells"][1:] == [before["cp2"], before["cp2-top1"]]
+    assert same_weights(tmp_path / "out/cells/ind/head", root / "out/cells/ind/head")
+
+
+def test_what_is_trained_here_stands_before_what_is_kept(root: Path, tmp_path: Path) -> None:
+    path = kept_from(root, tmp_path / "earlier.json", "ind")
+    content = json.loads(path.read_text())
+    content["cells"][0]["parameters"] = -1
+    path.write_text(json.dumps(content))
+    found = run(
+        read_config(root / "grid.toml"), trained(root, tmp_path / "out"), stages=["report"], keep=path
+    )
+    assert found["kept"] == [] and all(row["parameters"] > 0 for row in found["cells"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 3}, "'cp2' was made with rank 3, not 2: it has no place in this grid"),
+        ({"data": "another"}, "'cp2' was kept from training on other text"),
+    ],
+)
+def test_rows_of_another_grid_are_refused(
+    root: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = kept_from(root, tmp_path / "earlier.json", "cp2")
+    content = json.loads(path.read_text())
+    content["cells"][0] |= change
+    path.write_text(json.dumps(content))
+    result = command(root / "grid.toml", "--out", tmp_path / "out", "--keep", path, "--stage", "train")
+    assert result.exit_code == 2 and message in result.output
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"cells": []}'])
+def test_only_results_of_a_grid_can_be_kept(root: Path, tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "earlier.json"
+    if content is not None:
+        path.write_text(content)
+    result = command(root / "grid.toml", "--out", tmp_path / "out", "--keep", path)
+    assert result.exit_code == 2
+    assert "give the results.json of `polydraft evaluate grid`" in result.output
+    assert not (tmp_path / "out").exists()

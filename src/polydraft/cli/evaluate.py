@@ -73,6 +73,15 @@ def grid(
         float | None,
         typer.Option(help="Nothing further is begun after these: no cell, no prompt.", show_default=False),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="results.json of an earlier run, on another machine or in a folder that is gone: its rows "
+            "stay, and their cells are not trained again.",
+            show_default=False,
+        ),
+    ] = None,
     threads: options.Threads = None,
 ) -> None:
     """Train every head of a file on the same data, and compare them on the same texts of the base model.
@@ -97,6 +106,7 @@ def grid(
         partial(load_model, dtype=dtype, on_progress=console.print),
         stages=stages,
         budget_minutes=budget_minutes,
+        keep=keep,
         progress=GridProgress(console),
         command=options.command_line(),
     )

@@ -118,10 +118,11 @@ class Training:
 
     def _claim(self, cell: Cell) -> None:
         folder = self.store.folder(cell.name)
-        identity = cell_identity(self.config, cell, data=self._data_hash(cell))
+        identity = cell_identity(self.config, cell, data=self.data_hash(cell))
         claim(folder / "cell.json", identity, what=f"cell {cell.name!r}", remove=str(folder))
 
-    def _data_hash(self, cell: Cell) -> str:
+    def data_hash(self, cell: Cell) -> str:
+        """Of the documents that it learns from."""
         base = cell.base
         if base.name not in self._data:
             tokenizer = self.targets.tokenizer(base, trunk=cell.options.trunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from polydraft.evaluation.grid.figures import (
     speeds,
     window_figures,
 )
+from polydraft.evaluation.grid.metrics import Row
 from polydraft.evaluation.grid.pivot import pivot
 from polydraft.evaluation.grid.store import Store, read_json
 from polydraft.evaluation.prompts import prompts_path, read_prompts
@@ -35,11 +36,19 @@ OPTIONS = (
     "trunk", "lm_weight", "steps", "batch_size", "seed",
 )  # fmt: skip
 """Of a cell's training, fields of its row."""
+SETTINGS = ("max_new_tokens", "samples", "speed_prompts", "speed_tokens", "draws", "seed")
+"""Of the evaluation, fields of the results."""
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 
 
-def results(config: GridConfig, store: Store, *, command: str = "") -> dict[str, Any]:
-    """A row per variant of a trained cell, the tables asked for, and the settings."""
+def results(
+    config: GridConfig, store: Store, *, command: str = "", kept: Mapping[str, Row] | None = None
+) -> dict[str, Any]:
+    """A row per variant of a trained cell, the tables asked for, and the settings.
+
+    Args:
+        kept: rows of variants, for those that `store` has no trained cell of.
+    """
     evaluation = config.evaluation
     kinds = {
         base.name: [prompt.kind for prompt in read_prompts(prompts_path(base.prompts))]
@@ -49,13 +58,14 @@ def results(config: GridConfig, store: Store, *, command: str = "") -> dict[str,
         name: Bootstrap.draw(found, draws=evaluation.draws, seed=evaluation.seed)
         for name, found in kinds.items()
     }
-    variants = [variant for variant in config.variants if store.is_trained(variant.cell)]
-    settings = ("max_new_tokens", "samples", "speed_prompts", "speed_tokens", "draws", "seed")
+    made: dict[str, Row] = {
+        variant.name: row(config, store, variant, bootstraps[config.cell(variant.cell).base.name])
+        for variant in config.variants
+        if store.is_trained(variant.cell)
+    }
+    rows = {**(kept or {}), **made}
     content: dict[str, Any] = {
-        "cells": [
-            row(config, store, variant, bootstraps[config.cell(variant.cell).base.name])
-            for variant in variants
-        ],
+        "cells": [rows[variant.name] for variant in config.variants if variant.name in rows],
         "title": config.title or f"{config.bases[0].model}: heads compared",
         "asked": len(config.variants),
         "model": ", ".join(dict.fromkeys(base.model for base in config.bases)),
@@ -63,9 +73,10 @@ def results(config: GridConfig, store: Store, *, command: str = "") -> dict[str,
         "dtype": config.dtype,
         "data": [str(path) for base in config.bases for path in base.data],
         "kinds": list(dict.fromkeys(kind for found in bootstraps.values() for kind in found.groups())),
-        **{name: getattr(evaluation, name) for name in settings},
+        **{name: getattr(evaluation, name) for name in SETTINGS},
         "threads": torch.get_num_threads(),
         "versions": versions(),
+        "kept": [name for name in rows if name not in made],
         "command": command,
     }
     return content | {"tables": {spec.name: pivot(content, spec) for spec in config.tables}}
@@ -85,6 +96,7 @@ def row(config: GridConfig, store: Store, variant: Variant, bootstrap: Bootstrap
         "components": variant.components,
         "verification": variant.verification,
         "reference": reference.name if reference else None,
+        "data": read_json(store.folder(cell.name) / "cell.json")["data"],
         **training(store, cell),
         "loss": losses(config, store, cell, reference),
         **accepted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from polydraft.evaluation.grid.acceptance import Replays
 from polydraft.evaluation.grid.budget import Budget
 from polydraft.evaluation.grid.cells import Training
 from polydraft.evaluation.grid.config import START, GridConfig
+from polydraft.evaluation.grid.kept import check_text, read_kept
 from polydraft.evaluation.grid.losses import measure_losses
+from polydraft.evaluation.grid.metrics import Row
 from polydraft.evaluation.grid.pictures import plot_specs
 from polydraft.evaluation.grid.plots import plot_results
 from polydraft.evaluation.grid.progress import Progress, Silent
@@ -46,6 +48,7 @@ def run_grid(
     *,
     stages: Sequence[str] = STAGES,
     budget_minutes: float | None = None,
+    keep: Path | None = None,
     progress: Progress | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -58,22 +61,26 @@ def run_grid(
 
     Args:
         budget_minutes: after these nothing further is begun: no cell, no prompt.
+        keep: the results.json of an earlier run; its rows stand for cells that are not trained in `out`, and
+            these are not trained any more.
 
     Raises:
-        InputError: `out` holds things that were made with other settings; names what to remove.
+        InputError: `out` or `keep` holds things that were made with other settings; names them.
     """
     check_stages(stages)
+    kept = read_kept(keep, config) if keep else {}
     shown, budget = progress or Silent(), Budget(budget_minutes)
     store = Store(out)
     out.mkdir(parents=True, exist_ok=True)
     targets = Targets(store, open_model, dtype=config.dtype)
     if {"train", "replay"} & {*stages}:
         training = Training(config, store, targets, command=command) if "train" in stages else None
-        judge_cells(config, store, targets, training, replay="replay" in stages, shown=shown, budget=budget)
+        replay = "replay" in stages
+        judge_cells(config, store, targets, training, replay=replay, kept=kept, shown=shown, budget=budget)
     if "speed" in stages:
         for base in config.bases:
             time_variants(config, store, targets, base, progress=shown, budget=budget)
-    content = results(config, store, command=command)
+    content = results(config, store, command=command, kept=kept)
     pictures = plot_results(content, out) + plot_specs(config, content, out) if can_plot() else []
     content["pictures"] = {path.stem: {"file": path.name, "alt": alt} for path, alt in pictures}
     write_atomic(out / "results.json", json.dumps(content, indent=1) + "\n")
@@ -88,12 +95,17 @@ def judge_cells(
     training: Training | None,
     *,
     replay: bool,
+    kept: Mapping[str, Row],
     shown: Progress,
     budget: Budget,
 ) -> None:
-    """Train every cell that lacks it, and judge each as soon as it is there."""
+    """Train every cell that lacks it, and judge each as soon as it is there; those `kept` are done."""
     replays = Replays(config, store)
     for number, cell in enumerate(config.trained, start=1):
+        if cell.name in kept and not store.is_trained(cell.name):
+            if training is not None:
+                check_text(kept[cell.name], training.data_hash(cell))
+            continue
         if budget.spent:
             shown.note(f"the budget is spent before cell {number} of {len(config.trained)}")
             return

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from polydraft.errors import InputError
 from polydraft.evaluation.project.presets import MODELS, model_shape
@@ -16,25 +13,6 @@ OVERHEAD = ("machine", "trunk", "cells", "sizes", "context")
 """What a results.json of `polydraft evaluate overhead` holds."""
 GRID = ("cells", "speed_tokens")
 """What a results.json of `polydraft evaluate grid` holds."""
-
-
-def read_results(path: Path, keys: Sequence[str], *, of: str) -> dict[str, Any]:
-    """A results.json; `keys`: what must be in it; `of`: the command that writes it.
-
-    Raises:
-        InputError: it is missing, no JSON, or of another command.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: give the results.json of `polydraft evaluate {of}`") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: give the results.json of `polydraft evaluate {of}`") from error
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise InputError(f"{path} has no {missing[0]!r}: give the results.json of `polydraft evaluate {of}`")
-    found: dict[str, Any] = content
-    return found
 
 
 def read_shape(name: str, *, weight_bytes: float) -> ModelShape:

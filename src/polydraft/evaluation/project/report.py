@@ -11,11 +11,12 @@ from polydraft.evaluation.grid.store import write_json
 from polydraft.evaluation.project.compare import compare, head_of
 from polydraft.evaluation.project.machine import Machine
 from polydraft.evaluation.project.measured import MeasuredCosts
-from polydraft.evaluation.project.reading import GRID, OVERHEAD, read_results
+from polydraft.evaluation.project.reading import GRID, OVERHEAD
 from polydraft.evaluation.project.shapes import ModelShape
 from polydraft.evaluation.project.sweep import Sweep, grid_rows, rows
 from polydraft.evaluation.project.tables import markdown
 from polydraft.evaluation.project.validate import validate
+from polydraft.evaluation.reading import read_results
 from polydraft.files import write_atomic
 from polydraft.training.curves import can_plot
 from polydraft.versions import versions
