@@ -1,8 +1,8 @@
 """Rows of a grid that were made elsewhere: on another machine, or in a folder that is gone.
 
 A long grid goes on from the results.json of an earlier run of the same file: its rows stand in the report as
-they are, and their cells are not trained again. A new cell whose reference is such a row has no paired figures
-(difference of losses, ratio of acceptance): these need both in one folder.
+they are, and their cells are not trained again. A new cell whose reference is such a row has no paired
+figures (difference of losses, ratio of acceptance): these need both in one folder.
 """
 
 from __future__ import annotations
