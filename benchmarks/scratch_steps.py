@@ -4,9 +4,10 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/scratch_steps.py --threads 1 --out scratch_steps.json
 
 A step is that of configs/scratch-prose.toml: 8 windows of 128 tokens, 16 positions of each for the head;
-forward, backward and optimiser, in float32 or under bfloat16 autocast. A round is one step of every setting,
-in an order that rotates; figures are medians over rounds, in ms and as ratios to the same model's step at rank 1
-and horizon 4 of the same round. `bare` is the model without a head: its own next-token loss alone.
+forward, backward and optimiser, in float32 or under bfloat16 autocast. A round is one step of every
+setting, in an order that rotates; figures are medians over rounds, in ms and as ratios to the same model's
+step at rank 1 and horizon 4 of the same round. `bare` is the model without a head: its own next-token loss
+alone.
 """
 
 from __future__ import annotations
