@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.adapters import AdapterSwitch
-from polydraft.errors import InputError, PolydraftError
+from polydraft.heads.attachable import Attachable
 from polydraft.heads.block import ContextBlock
 from polydraft.heads.config import DraftConfig
 from polydraft.heads.features import FullMaps, FusedFeatures, LowRankMaps
-from polydraft.heads.fingerprint import check_base, unembedding
 from polydraft.heads.past import Memory, Past
 from polydraft.heads.previous import PreviousToken
 from polydraft.heads.reader import ContextReader
@@ -26,7 +24,7 @@ from polydraft.slots import SlotCache
 INIT_STD = 0.02
 
 
-class DraftHead(PushedByFolder, PreTrainedModel):  # type: ignore[misc]  # what it refuses is otherwise typed
+class DraftHead(PushedByFolder, Attachable):  # type: ignore[misc]  # what it refuses is otherwise typed
     """Joint head over a frozen base model (arXiv 2410.17765, retrofit form, any member of the family).
 
         u_t = features(h_t, x[t+1])                          (d); with a block, of all before t too
@@ -37,16 +35,14 @@ class DraftHead(PushedByFolder, PreTrainedModel):  # type: ignore[misc]  # what 
     `Steps` in place of maps.
 
     The embedding and U' belong to the base model: `attach` lends them, `save_pretrained` leaves them
-    out. Buffer `draft_ids` (V',) holds the base token id of every draft token. `switch` is set where the
-    model's adapter counts for drafting alone (`decoding.adapted`), `compiled` once `decoding.compiled` has
-    compiled the model for this head.
+    out. `switch` is set where the model's adapter counts for drafting alone (`decoding.adapted`), `compiled`
+    once `decoding.compiled` has compiled the model for this head.
     """
 
     config_class = DraftConfig
     config: DraftConfig
     base_model_prefix = "draft"
     main_input_name = "hidden"
-    draft_ids: Tensor
 
     def __init__(self, config: DraftConfig) -> None:
         super().__init__(config)
@@ -60,12 +56,8 @@ class DraftHead(PushedByFolder, PreTrainedModel):  # type: ignore[misc]  # what 
         self.previous = PreviousToken(d, config.markov_rank, s) if config.member.markov else None
         if config.own_unembedding:
             self.own = nn.Parameter(torch.empty(s, r, config.draft_vocab_size, d))
-        self.register_buffer("draft_ids", torch.full((config.draft_vocab_size,), -1, dtype=torch.long))
-        self._base: list[PreTrainedModel] = []  # a list, so that the base is no submodule of the head
         self.switch: AdapterSwitch | None = None
         self.compiled: object = None
-        self._rows: Tensor | None = None
-        self._index: Tensor | None = None
         self._kept_table: tuple[tuple[object, ...], Tensor] | None = None
         self.post_init()
         self.gate.reset()
@@ -93,69 +85,10 @@ class DraftHead(PushedByFolder, PreTrainedModel):  # type: ignore[misc]  # what 
         elif module is self and self.config.own_unembedding:
             nn.init.normal_(self.own, std=INIT_STD)
 
-    # -- the base model ---------------------------------------------------------------------------
-
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> DraftHead:
-        """Lend the base model's embedding and unembedding to this head; moves it to their device.
-
-        Args:
-            model: the base model. tokenizer: checked too when given.
-
-        Raises:
-            InputError: this is not the model the head was trained for.
-            PolydraftError: `draft_ids` are not set yet.
-        """
-        if self.config.base_model is not None:
-            check_base(self.config.base_model, model, tokenizer)
-        weight = unembedding(model)
-        if weight.shape != (self.config.vocab_size, self.config.hidden_size):
-            raise InputError(
-                f"this head needs an unembedding of {self.config.vocab_size} x {self.config.hidden_size}, "
-                f"{type(model).__name__} has {weight.shape[0]} x {weight.shape[1]}: give its own base model"
-            )
-        if bool((self.draft_ids < 0).any()):
-            raise PolydraftError("the head has no draft vocabulary: fill head.draft_ids before head.attach")
-        nn.Module.to(self, weight.device)
-        self._base = [model]
-        self.refresh()
-        self._index = torch.full((self.config.vocab_size,), -1, dtype=torch.long, device=weight.device)
-        self._index[self.draft_ids] = torch.arange(len(self.draft_ids), device=weight.device)
-        return self
-
     def refresh(self) -> None:
-        """Take U' anew from the attached model: its unembedding has been trained."""
-        self._rows = unembedding(self._base[0]).detach()[self.draft_ids].contiguous()
+        """Take U' anew from the attached model, and what is made of it."""
+        super().refresh()
         self._kept_table = None
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether `attach` has lent a base model's matrices to this head."""
-        return bool(self._base)
-
-    def is_attached_to(self, model: PreTrainedModel) -> bool:
-        """Whether `model` itself is the one attached."""
-        return self.is_attached and self._base[0] is model
-
-    @property
-    def rows(self) -> Tensor:
-        """U' (V', d), the base model's unembedding of the draft vocabulary."""
-        if self._rows is None:
-            raise PolydraftError("the head has no base model yet: call head.attach(model) first")
-        return self._rows
-
-    def draft_index(self, tokens: Tensor) -> Tensor:
-        """Index in the draft vocabulary of base token ids, -1 outside it; any shape."""
-        _ = self.rows
-        assert self._index is not None
-        return self._index[tokens]
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """The base model's input embedding of `tokens`; (...) -> (..., d), in the head's dtype."""
-        _ = self.rows
-        out: Tensor = self._base[0].get_input_embeddings()(tokens)
-        return out.to(self.dtype)
-
-    # -- from hidden state to joint -----------------------------------------------------------------
 
     def features(
         self,
@@ -261,10 +194,6 @@ class DraftHead(PushedByFolder, PreTrainedModel):  # type: ignore[misc]  # what 
             latent, kept = latent.routed(self.config.components)
         mapped = self.maps(features) if kept is None else self.maps.selected(features, kept)
         return LatentMixture(latent, self._all_logits(mapped, kept), self._bias(features, kept))
-
-    def told(self, tokens: Tensor) -> Tensor:
-        """Embeddings of draft indices (B,), zero for -1; (B, d)."""
-        return torch.where((tokens >= 0)[:, None], self.embed(self.draft_ids[tokens.clamp(min=0)]), 0.0)
 
     def reader(self, *, rows: int = 1) -> ContextReader:
         """What reads `rows` growing texts for drafting."""
