@@ -5,7 +5,7 @@
 
 Every request is a greedy chat of a prompt from the file, streamed. Each prompt in use is first asked alone;
 `equal` counts the answers under load that say the same, which is all of them in float32. Clients that are
-refused for a full queue come again, as the official client does; `lost` has the errors of those that gave up.
+refused for a full queue come again when the server says; `lost` has the errors of those that gave up.
 Times are from sending to the first text and to the last; `tokens_per_second` is of all clients together.
 """
 
@@ -26,7 +26,7 @@ from polydraft.evaluation.prompts import prompts_path, read_prompts
 from polydraft.files import write_atomic
 
 RETRIES = 20
-"""Of a client that finds the queue full; the waits between them grow to 8 seconds."""
+"""Of a client that finds the queue full."""
 SHARES = (50, 90, 99)
 """Percentiles that are printed."""
 

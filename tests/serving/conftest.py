@@ -17,7 +17,7 @@ def server() -> Iterator[Running]:
         yield one
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(server: Running) -> openai.OpenAI:
     """The official client of it."""
     return server.client()

@@ -29,6 +29,8 @@ END = 2
 NEW = 40
 LENGTH = 96
 """Tokens of a prompt and its answer."""
+HTTP = httpx.Client(verify=False, timeout=60)
+"""For every test: making one reads the machine's certificates, which takes longer than most requests."""
 PROMPTS = ("hello", "def f(x):", "Über 😀", "1, 2, 3,", "a", "The sky is", "<bos>user: hi<eos>", "\n\n")
 
 
@@ -39,14 +41,19 @@ def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return tiny_model(vocab_size=len(tokenizer), eos_token_id=END), tokenizer
 
 
+@cache
+def answered() -> list[torch.Tensor]:
+    """Each of `PROMPTS` with its greedy answer."""
+    texts = [encode(prompt) for prompt in PROMPTS]
+    return [torch.tensor([*ids, *plain_tokens(ids, new=NEW)]) for ids in texts]
+
+
 def tiny_served(
     *, rows: int = 4, drafting: str = "chain", prompt_lookup_num_tokens: int | None = None, **more: Any
 ) -> Served:
     """It, with a head that knows the greedy answers to `PROMPTS` and makes mistakes."""
     model, tokenizer = tiny()
-    texts = [encode(prompt) for prompt in PROMPTS]
-    whole = [torch.tensor([*ids, *plain_tokens(ids, new=NEW)]) for ids in texts]
-    head = oracle_of_many(model, whole)
+    head = oracle_of_many(model, answered())
     plan = Plan(drafting=drafting, draft_length=HORIZON, prompt_lookup_num_tokens=prompt_lookup_num_tokens)
     limits = {"max_model_len": LENGTH} | more
     return served(model, head, tokenizer, name=NAME, rows=rows, plan=plan, **limits)
@@ -63,13 +70,12 @@ class Running:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """The official client of it."""
-        return openai.OpenAI(
-            **({"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 60} | options)
-        )
+        given = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 60} | options
+        return openai.OpenAI(**given, http_client=openai.DefaultHttpxClient(verify=False))
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = HTTP.get(f"{self.url}/metrics").text
         samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
         found = [
             one for one in samples if one.name == f"vllm:{name}" and labels.items() <= one.labels.items()
@@ -86,7 +92,7 @@ class Running:
 @contextmanager
 def running(what: Served | None = None, **settings: Any) -> Iterator[Running]:
     """A server of `what`, by default of `tiny_served`; it is shut down at the end."""
-    limits = Settings(**({"max_num_seqs": 4, "timeout_seconds": 30, "shutdown_seconds": 10} | settings))
+    limits = Settings(**({"max_num_seqs": 4, "timeout_seconds": 30, "shutdown_seconds": 30} | settings))
     service = open_service(what or tiny_served(rows=limits.max_num_seqs), limits)
     listener = bound("127.0.0.1", 0)
     ready = threading.Event()

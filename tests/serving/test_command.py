@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import openai
 import pytest
 import torch
@@ -25,7 +24,7 @@ from polydraft.cli import app, options
 from polydraft.errors import InputError
 from polydraft.loading import load_model
 from polydraft.serving.run import address_of, bound
-from tests.serving.server import tiny_served
+from tests.serving.server import HTTP, tiny_served
 from tests.tiny import tiny_folder, tiny_head
 
 NAMES = ("--model", "smollm2-135m-instruct", "--head", "smollm2-135m-instruct")
@@ -135,7 +134,7 @@ class Process:
 
 def streamed(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The events of a stream, up to [DONE]."""
-    with httpx.stream(
+    with HTTP.stream(
         "POST", f"{url}/v1/chat/completions", json=body | {"stream": True}, timeout=120
     ) as stream:
         lines = [line for line in stream.iter_lines() if line]
@@ -151,7 +150,7 @@ def finishes_what_runs(process: Process, *, name: str, tokens: int) -> None:
     found: list[dict[str, Any]] = []
     reading = threading.Thread(target=lambda: found.extend(streamed(process.url, body)))
     reading.start()
-    while "num_requests_running{model_name=" not in (text := httpx.get(f"{process.url}/metrics").text) or (
+    while "num_requests_running{model_name=" not in (text := HTTP.get(f"{process.url}/metrics").text) or (
         not re.search(r"num_requests_running\{.*\} 1.0", text)
     ):
         assert reading.is_alive()

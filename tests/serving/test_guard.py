@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.serving.server import LENGTH, NAME, Running, running, tiny_served
+from tests.serving.server import HTTP, LENGTH, NAME, Running, running, tiny_served
 
 KEY = "sk-secret"
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -43,7 +43,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 def test_calls_need_the_key(locked: Running, given: str) -> None:
     headers = {"authorization": given.encode()} if given else {}
     for path in (COMPLETE, CHAT, "/v1/models", "/v1/anything"):
-        response = httpx.post(locked.url + path, headers=headers, content=b"{")
+        response = HTTP.post(locked.url + path, headers=headers, content=b"{")
         assert error_of(response, 401)["code"] == "invalid_api_key"
 
 
@@ -54,7 +54,7 @@ def test_the_key_opens_and_the_rest_is_open(locked: Running) -> None:
     with pytest.raises(openai.AuthenticationError):
         locked.client(api_key="wrong").models.list()
     for path in ("/health", "/metrics", "/"):
-        assert httpx.get(locked.url + path).status_code == 200
+        assert HTTP.get(locked.url + path).status_code == 200
 
 
 def test_large_bodies_are_refused_said_or_not(locked: Running) -> None:
@@ -66,7 +66,7 @@ def test_large_bodies_are_refused_said_or_not(locked: Running) -> None:
         yield body[600:]
 
     for content in (body, pieces()):
-        response = httpx.post(locked.url + COMPLETE, content=content, headers=headers)
+        response = HTTP.post(locked.url + COMPLETE, content=content, headers=headers)
         assert "1000 bytes" in error_of(response, 413)["message"]
 
 
@@ -135,7 +135,7 @@ def test_a_long_body_is_refused_before_it_comes(locked: Running) -> None:
 def test_what_is_refused_is_named(
     server: Running, path: str, body: dict[str, Any], param: str, part: str
 ) -> None:
-    error = error_of(httpx.post(server.url + path, json=body), 400)
+    error = error_of(HTTP.post(server.url + path, json=body), 400)
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert part in error["message"]
     assert not {"[", "("} & set(error["message"].partition(":")[0])  # no type of the schema is named
@@ -147,13 +147,13 @@ def test_what_asks_for_nothing_is_ignored(server: Running) -> None:
         "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": True, "top_k": -1,
         "stop": None, "store": True,
     }  # fmt: skip
-    assert httpx.post(server.url + CHAT, json=ASK | nothing).status_code == 200
-    assert httpx.post(server.url + COMPLETE, json={"prompt": "a", "n": 2, "best_of": 2}).status_code == 200
+    assert HTTP.post(server.url + CHAT, json=ASK | nothing).status_code == 200
+    assert HTTP.post(server.url + COMPLETE, json={"prompt": "a", "n": 2, "best_of": 2}).status_code == 200
 
 
 def test_a_context_has_its_length(server: Running) -> None:
     def asked(prompt: int, new: int) -> httpx.Response:
-        return httpx.post(server.url + COMPLETE, json={"prompt": [70] * prompt, "max_tokens": new})
+        return HTTP.post(server.url + COMPLETE, json={"prompt": [70] * prompt, "max_tokens": new})
 
     assert asked(LENGTH - 3, 3).json()["usage"]["total_tokens"] == LENGTH
     error = error_of(asked(LENGTH - 3, 4), 400)
@@ -161,16 +161,16 @@ def test_a_context_has_its_length(server: Running) -> None:
     assert f"context length is {LENGTH} tokens" in error["message"]
     assert error_of(asked(LENGTH, 1), 400)["code"] == "context_length_exceeded"
     chat = [{"role": "user", "content": "a" * LENGTH}]
-    error = error_of(httpx.post(server.url + CHAT, json={"messages": chat}), 400)
+    error = error_of(HTTP.post(server.url + CHAT, json={"messages": chat}), 400)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
 
 
 def test_other_models_paths_and_methods(server: Running) -> None:
-    response = httpx.post(server.url + CHAT, json=ASK | {"model": "gpt-9"})
+    response = HTTP.post(server.url + CHAT, json=ASK | {"model": "gpt-9"})
     assert error_of(response, 404)["code"] == "model_not_found"
-    error_of(httpx.get(f"{server.url}/v1/embeddings"), 404)
-    error_of(httpx.post(f"{server.url}/nothing"), 404)
-    response = httpx.get(server.url + CHAT)
+    error_of(HTTP.get(f"{server.url}/v1/embeddings"), 404)
+    error_of(HTTP.post(f"{server.url}/nothing"), 404)
+    response = HTTP.get(server.url + CHAT)
     error_of(response, 405)
     assert response.headers["allow"] == "POST"
 
@@ -183,19 +183,17 @@ def test_other_models_paths_and_methods(server: Running) -> None:
      b'{"prompt": "a", "logit_bias": {"\xc2\xb2": 1}}'],
 )  # fmt: skip
 def test_malformed_bodies(server: Running, content: bytes) -> None:
-    response = httpx.post(
-        server.url + COMPLETE, content=content, headers={"content-type": "application/json"}
-    )
+    response = HTTP.post(server.url + COMPLETE, content=content, headers={"content-type": "application/json"})
     error_of(response, 400)
 
 
 def test_bodies_of_another_type(server: Running) -> None:
     """So that a page of another site cannot ask: its browser would have to be allowed first, and is not."""
-    response = httpx.post(
+    response = HTTP.post(
         server.url + COMPLETE, content=b'{"prompt": "a"}', headers={"content-type": "text/plain"}
     )
     error_of(response, 400)
-    response = httpx.options(
+    response = HTTP.options(
         server.url + COMPLETE, headers={"origin": "http://a", "access-control-request-method": "POST"}
     )
     error_of(response, 405)
@@ -222,7 +220,7 @@ def test_no_body_is_an_error_of_the_server(
     if whole:
         body = {"prompt": "a"} | body if path == COMPLETE else ASK | body
     content = json.dumps(body | {"max_tokens": 1}).encode()
-    response = httpx.post(server.url + path, content=content, headers={"content-type": "application/json"})
+    response = HTTP.post(server.url + path, content=content, headers={"content-type": "application/json"})
     assert response.status_code in (200, 400, 404), response.text
     assert server.service.status == "ok"
 
@@ -231,10 +229,10 @@ def test_no_body_is_an_error_of_the_server(
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: Running) -> None:
-    response = httpx.get(f"{server.url}/")
+    response = HTTP.get(f"{server.url}/")
     assert response.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in response.headers["content-security-policy"]
     assert "unsafe" not in response.headers["content-security-policy"]
     assert response.headers["x-content-type-options"] == "nosniff"
     for path in ("/../app.py", "/%2e%2e/app.py", "/page/index.html", "/docs"):
-        assert httpx.get(server.url + path).status_code == 404
+        assert HTTP.get(server.url + path).status_code == 404

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ import openai
 import pytest
 
 from polydraft.errors import InputError
+from polydraft.serving.errors import queue_full
 from polydraft.serving.run import stop
 from polydraft.serving.settings import Settings
 from tests.serving.fake import SteppedBatch
-from tests.serving.server import NAME, Running, running, tiny_served, with_batch
+from tests.serving.server import HTTP, NAME, Running, running, tiny_served, with_batch
 
 BODY = {"model": NAME, "prompt": "hello", "max_tokens": 4}
 
@@ -31,7 +33,7 @@ def batch() -> SteppedBatch:
 @pytest.fixture
 def server(batch: SteppedBatch) -> Iterator[Running]:
     """A server of it in which one request may wait."""
-    with running(with_batch(tiny_served(), batch), max_queue=1, shutdown_seconds=1) as one:
+    with running(with_batch(tiny_served(), batch), max_queue=1) as one:
         yield one
         batch.turns.release(1_000)
 
@@ -43,7 +45,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def post(server: Running, **more: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/completions", json=BODY | more, timeout=30)
+    return HTTP.post(f"{server.url}/v1/completions", json=BODY | more, timeout=30)
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -110,6 +112,30 @@ def test_a_full_queue_refuses_and_the_others_are_answered(
     assert post(server).status_code == 200
 
 
+def test_who_is_refused_is_told_how_long_the_queue_lasts(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor
+) -> None:
+    """`Retry-After` is what the request that last got a row has waited, here over a second."""
+    accepted = [pool.submit(post, server)]
+    until(lambda: placed(server, 1, 0))
+    accepted.append(pool.submit(post, server))
+    until(lambda: placed(server, 1, 1))
+    time.sleep(1.01)
+    batch.turns.release(1)
+    until(lambda: placed(server, 2, 0))
+    accepted.append(pool.submit(post, server))
+    until(lambda: placed(server, 2, 1))
+    waited = server.metric("request_queue_time_seconds_sum")
+    assert 2 <= int(post(server).headers["retry-after"]) <= math.ceil(waited)
+    batch.turns.release(1_000)
+    assert [one.result().status_code for one in accepted] == [200] * 3
+
+
+def test_a_time_to_come_again_is_one_that_clients_heed() -> None:
+    found = [queue_full(seconds).headers["Retry-After"] for seconds in (0, 1.2, 59.9, 1e4)]
+    assert found == ["1", "2", "60", "60"]
+
+
 def test_choices_take_rows_one_by_one(server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor) -> None:
     answer = pool.submit(post, server, n=5)
     until(lambda: len(batch.active) == 2)
@@ -145,7 +171,7 @@ def test_a_client_that_leaves_frees_its_row(
 
 def test_a_stream_that_is_left_frees_its_row(server: Running, batch: SteppedBatch) -> None:
     body = BODY | {"stream": True, "max_tokens": 80}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
+    with HTTP.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
         batch.turns.release(1)
         assert next(stream.iter_lines()).startswith("data: ")
     pass_turns(server, batch)
@@ -155,7 +181,7 @@ def test_a_stream_that_is_left_frees_its_row(server: Running, batch: SteppedBatc
 def test_a_client_that_does_not_read_holds_no_row(server: Running, batch: SteppedBatch) -> None:
     body = BODY | {"stream": True, "max_tokens": 80, "prompt": ["a"] * 20}
     batch.turns.release(10_000)
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
+    with HTTP.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
         until(lambda: server.service.worker.running == 0)
         events = [line for line in stream.iter_lines() if line.startswith("data: {")]
     said = [choice for line in events for choice in json.loads(line[6:])["choices"]]
@@ -184,7 +210,7 @@ def test_an_error_of_the_worker_reaches_every_client(
     for one in accepted:
         assert "secret" not in error_of(one.result(), 500)["message"]
     error_of(post(server), 500)
-    health = httpx.get(f"{server.url}/health")
+    health = HTTP.get(f"{server.url}/health")
     assert (health.status_code, health.json()) == (503, {"status": "failed"})
     assert "RuntimeError: a secret" in caplog.text
     assert server.metric("num_requests_running") == 0
@@ -195,7 +221,8 @@ def test_a_bug_in_a_handler_is_a_500_without_its_text(
 ) -> None:
     monkeypatch.setattr("polydraft.serving.prepare.encode_text", lambda *_: 1 / 0)
     assert "division" not in error_of(post(server), 500)["message"]
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    with httpx.Client(verify=False) as another:  # the connection of the first is closed
+        assert another.get(f"{server.url}/health").status_code == 200
 
 
 # -- shutdown ---------------------------------------------------------------------------------------
@@ -211,7 +238,7 @@ def test_a_shutdown_finishes_what_runs_and_waits(
     refused = post(server)
     assert error_of(refused, 503)["code"] == "shutting_down"
     assert "retry-after" in refused.headers
-    health = httpx.get(f"{server.url}/health")
+    health = HTTP.get(f"{server.url}/health")
     assert (health.status_code, health.json()) == (503, {"status": "shutting down"})
     batch.turns.release(1_000)
     assert [len(one.result().json()["choices"][0]["text"]) for one in accepted] == [4, 4, 4]
@@ -221,15 +248,16 @@ def test_a_shutdown_finishes_what_runs_and_waits(
         post(server)
 
 
-def test_a_shutdown_has_a_limit(server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor) -> None:
-    accepted = fill(server, batch, pool)
-    stopping = threading.Thread(target=server.stop)
-    stopping.start()
-    for one in accepted:
-        assert error_of(one.result(), 503)["code"] == "shutting_down"
-    batch.turns.release(1_000)
-    stopping.join(timeout=20)
-    assert not server.thread.is_alive()
+def test_a_shutdown_has_a_limit(batch: SteppedBatch, pool: ThreadPoolExecutor) -> None:
+    with running(with_batch(tiny_served(), batch), shutdown_seconds=0.2) as server:
+        accepted = fill(server, batch, pool)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        for one in accepted:
+            assert error_of(one.result(), 503)["code"] == "shutting_down"
+        batch.turns.release(1_000)
+        stopping.join(timeout=20)
+        assert not server.thread.is_alive()
 
 
 def test_a_second_signal_does_not_wait(

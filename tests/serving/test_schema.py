@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from tests.serving.server import NAME, Running
+from tests.serving.server import HTTP, NAME, Running
 
 CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance]
 
 
 def described(server: Running) -> Any:
     """The schema as the server gives it, with short answers of the model that exists."""
-    document = httpx.get(f"{server.url}/openapi.json").json()
+    document = HTTP.get(f"{server.url}/openapi.json").json()
     for name in ("ChatRequest", "CompletionRequest"):
         properties = document["components"]["schemas"][name]["properties"]
         properties["model"] = {"const": NAME}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
-RETRY_SECONDS = 1
+RETRY_SECONDS = (1, 60)
+"""The least and the most that `Retry-After` says; the openai client heeds no more."""
 
 
 class ApiError(Exception):
@@ -14,6 +16,7 @@ class ApiError(Exception):
 
     Args:
         param: the field of the request at fault. code: a name that programs can tell it by.
+        retry_seconds: when to come again, where that may help.
     """
 
     def __init__(
@@ -24,18 +27,21 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        retry_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.param = param
         self.code = code
+        self.retry_seconds = retry_seconds
 
     @property
     def headers(self) -> dict[str, str]:
-        """When to come again, where that may help; how to identify oneself."""
-        if self.status in (429, 503):
-            return {"Retry-After": str(RETRY_SECONDS)}
+        """When to come again; how to identify oneself."""
+        if self.retry_seconds is not None:
+            least, most = RETRY_SECONDS
+            return {"Retry-After": str(max(least, min(math.ceil(self.retry_seconds), most)))}
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
     def body(self) -> dict[str, Any]:
@@ -53,16 +59,22 @@ def refused(message: str, *, param: str, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
-def queue_full() -> ApiError:
-    """No room to wait."""
+def queue_full(seconds: float) -> ApiError:
+    """No room to wait; there may be in so many seconds."""
     return ApiError(
-        429, "the queue is full: try again later", kind="rate_limit_error", code="rate_limit_exceeded"
+        429,
+        "the queue is full: try again later",
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+        retry_seconds=seconds,
     )
 
 
 def shutting_down() -> ApiError:
     """Nothing new is taken."""
-    return ApiError(503, "the server is shutting down", kind="server_error", code="shutting_down")
+    return ApiError(
+        503, "the server is shutting down", kind="server_error", code="shutting_down", retry_seconds=0
+    )
 
 
 def timed_out(seconds: float) -> ApiError:

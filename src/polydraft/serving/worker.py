@@ -39,6 +39,7 @@ class Worker:
         self._waiting: deque[tuple[Job, Choice]] = deque()
         self._active: list[tuple[Job, Choice]] = []
         self._free = 0
+        self._waited = 0.0  # seconds, the request that last got a row
         self._closing = False
         self._changed = threading.Condition()
         self._opened: Future[None] = Future()
@@ -87,7 +88,7 @@ class Worker:
             if self.broken:
                 raise failed()
             if self._count_waiting() >= self._max_queue + self._free:
-                raise queue_full()
+                raise queue_full(self._waited)
             self._waiting.extend((job, choice) for choice in job.choices)
             self._changed.notify()
 
@@ -161,6 +162,7 @@ class Worker:
                 new.append((job, choice))
                 if job.admitted is None:
                     job.admitted = now
+                    self._waited = now - job.arrived
                     self.metrics.admitted(job)
             self._active.extend(new)
             self._free = free - len(new)

@@ -136,7 +136,8 @@ class Fake:
         drafted = body["polydraft"]["drafted"]
         tokens = self.tokens if drafted else plainly(self.tokens)
         if drafted and self.differs is not None:
-            tokens = [token | {"id": 7} if at == self.differs else token for at, token in enumerate(tokens)]
+            other = {"id": 7, "text": " other"}
+            tokens = [token | other if at == self.differs else token for at, token in enumerate(tokens)]
         tokens = tokens[: body["max_tokens"]]
         parts = [tokens[i : i + self.together] for i in range(0, len(tokens), self.together)]
         out = [_chunk({"polydraft": {"tokens": part}, "finish_reason": None}) for part in parts]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
@@ -48,7 +50,10 @@ def test_the_plain_text_is_over_before_the_drafted_one_begins(visitor: Visitor, 
 def test_different_texts_are_said_to_differ(visitor: Visitor, fake: Fake) -> None:
     fake.differs = 8
     race(visitor)
-    assert verdict(visitor).startswith("Different from token 9 on.")
+    share = f"{100 * math.exp(fake.tokens[8]['logprob']):.1f} %"
+    assert verdict(visitor).startswith(
+        f"Different from token 9 on, where plain says ␣short ({share}) and drafted ␣other ({share}). "
+    )
 
 
 def test_sampled_texts_share_a_seed(visitor: Visitor, fake: Fake) -> None:

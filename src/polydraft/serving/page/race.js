@@ -1,13 +1,15 @@
 // A race: the same request plainly and drafted, one after the other, then both on one time axis.
 import { drawRace } from "./charts.js";
-import { fixed } from "./format.js";
+import { fixed, percent, visible } from "./format.js";
 import { firstDifference } from "./statistics.js";
 
 /** Whether two finished texts are equal, in a line. */
 export function verdict(plain, drafted) {
   const at = firstDifference(plain, drafted);
   if (at < 0) return `Equal: both texts are the same ${plain.length} tokens.`;
-  return `Different from token ${at + 1} on. In bfloat16 rounding can do this; in float32 it should not happen.`;
+  const said = [plain, drafted].map((text) => (text[at] ? `${visible(text[at].text)} (${percent(text[at].logprob)})` : "nothing"));
+  return `Different from token ${at + 1} on, where plain says ${said[0]} and drafted ${said[1]}. ` +
+    "In bfloat16 rounding decides between tokens that are nearly as likely; in float32 this should not happen.";
 }
 
 /** How much faster the drafted text came, by the tallies of both. */
