@@ -27,6 +27,7 @@ text stays the same, sampled text keeps the same distribution."""
 USE = """## Use
 
 ```
+pip install polydraft
 polydraft generate --model {model} --head {head}{option} --stats "Once upon"
 ```
 
