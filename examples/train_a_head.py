@@ -38,6 +38,7 @@ options = TrainOptions(
     horizon=3,
     map_rank=64,  # small maps: enough for a few steps
     feature_size=1152,
+    draft_vocab_size=min(8192, model.config.vocab_size),
     steps=given.steps,
     warmup=given.steps // 10,
     every=given.steps,

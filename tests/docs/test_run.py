@@ -1,4 +1,7 @@
-"""The blocks of every page, run in order: as they stand but small, or, at night, as they stand."""
+"""The blocks of every page, run in order: small, with a tiny model, or, at night, as they stand.
+
+A few pages run small at night alone, and so do blocks that compile.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,14 @@ SLOW = (
     "README.md",
     "docs/decoding.md",
     "docs/howto/own-data.md",
-    "docs/howto/own-model.md",
-    "docs/projection.md",
     "docs/training.md",
     "docs/tutorial.md",
 )
-"""Pages of many commands, or of those that compile."""
+"""Pages of many commands."""
+RARELY = ("docs/howto/own-model.md", "docs/projection.md")
+"""Pages whose commands are much like those of others: by day they are parsed alone."""
+COMPILES = "compiled=True"
+"""In blocks that wait for a compiler."""
 ENDLESS = ("serve", "push")
 """Commands that run until they are stopped, or need a hub."""
 AT_NIGHT = ("docs/tutorial.md",)
@@ -51,9 +56,14 @@ def runnable(page: str) -> list[Block]:
     ]
 
 
-def page_parameters() -> list[Any]:
+def daily(page: str) -> list[Block]:
+    """Those of them that run by day."""
+    return [] if page in RARELY else [block for block in runnable(page) if COMPILES not in block.text]
+
+
+def by_day() -> list[Any]:
     slow = [pytest.mark.slow]
-    return [pytest.param(page, marks=slow if page in SLOW else []) for page in pages() if runnable(page)]
+    return [pytest.param(page, marks=slow if page in SLOW else []) for page in pages() if daily(page)]
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +120,25 @@ def run_python(block: Block, given: dict[str, Any]) -> None:
         exec(compile("\n" * (block.line - 1) + text, block.page, "exec"), given)
 
 
-@pytest.mark.parametrize("page", page_parameters())
-def test_page_runs(page: str, folder: Path, supplies: Path) -> None:
+def run_small(chosen: list[Block], supplies: Path) -> None:
     given = names(supplies)
-    for block in runnable(page):
+    for block in chosen:
         if block.is_shell:
             run_shell(block, supplies)
         else:
             run_python(block, given)
+
+
+@pytest.mark.parametrize("page", by_day())
+def test_page_runs(page: str, folder: Path, supplies: Path) -> None:
+    run_small(daily(page), supplies)
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in pages() if len(runnable(page)) > len(daily(page))])
+def test_all_of_a_page_runs(page: str, folder: Path, supplies: Path) -> None:
+    run_small(runnable(page), supplies)
 
 
 @pytest.fixture

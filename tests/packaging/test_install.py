@@ -4,6 +4,7 @@ By default a light one: the wheel is installed into an empty environment, and th
 of this environment, linked one by one, so that whatever only an extra brings is missing. That proves what the
 wheel holds and which imports need an extra, not which versions pip would choose: `make test-install` runs the
 same tests in environments that pip filled, POLYDRAFT_INSTALLED, with POLYDRAFT_EXTRAS where extras are in.
+Each command starts a process that imports torch, so by day a few stand for the others.
 """
 
 from __future__ import annotations
@@ -141,35 +142,37 @@ def test_the_command_starts(environment: Path, tmp_path: Path) -> None:
         assert "Usage: polydraft" in ran([environment / "polydraft", command, "--help"], tmp_path)
 
 
-def test_it_generates_trains_and_measures(environment: Path, names: list[str], tmp_path: Path) -> None:
-    polydraft = environment / "polydraft"
-    compared = ran(
-        [
-            polydraft,
-            "generate",
-            *names,
-            "--dtype",
-            "float32",
-            "--max-new-tokens",
-            "12",
-            "--compare",
-            "--json",
-            "Hi",
-        ],
-        tmp_path,
-    )
-    assert '"identical": true' in compared
-    write_text(tmp_path / "text.jsonl")
+def train(environment: Path, names: list[str], cwd: Path) -> None:
+    """Two steps, into `out`."""
+    write_text(cwd / "text.jsonl")
     options = ["--steps", "2", "--every", "2", "--max-length", "64", "--batch-size", "2", "--horizon", "2"]
-    ran([polydraft, "train", *names[:2], "--data", "text.jsonl", "--out", "out", *options], tmp_path)
-    assert "library_name: polydraft" in (tmp_path / "out/README.md").read_text()
+    command = [environment / "polydraft", "train", *names[:2], "--data", "text.jsonl", "--out", "out"]
+    ran([*command, *options], cwd)
+    assert "library_name: polydraft" in (cwd / "out/README.md").read_text()
+    assert (cwd / "out/training.png").exists() == EXTRAS
+
+
+def test_it_trains(environment: Path, names: list[str], tmp_path: Path) -> None:
+    train(environment, names, tmp_path)
+
+
+def test_it_generates(environment: Path, names: list[str], tmp_path: Path) -> None:
+    options = ["--dtype", "float32", "--max-new-tokens", "12", "--compare", "--json"]
+    compared = ran([environment / "polydraft", "generate", *names, *options, "Hi"], tmp_path)
+    assert '"identical": true' in compared
+
+
+@pytest.mark.nightly
+def test_it_measures_what_it_trained(environment: Path, names: list[str], tmp_path: Path) -> None:
+    train(environment, names, tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Fox 3 jumps"}\n')
     bench = ["--prompts", "prompts.jsonl", "--max-new-tokens", "4", "--json", "bench.json"]
-    ran([polydraft, "bench", *names[:2], "--head", "out", *bench], tmp_path)
-    ran([polydraft, "card", "out", "--bench", "bench.json"], tmp_path)
-    assert (tmp_path / "bench.png").exists() == (tmp_path / "out/training.png").exists() == EXTRAS
+    ran([environment / "polydraft", "bench", *names[:2], "--head", "out", *bench], tmp_path)
+    ran([environment / "polydraft", "card", "out", "--bench", "bench.json"], tmp_path)
+    assert (tmp_path / "bench.png").exists() == EXTRAS
 
 
+@pytest.mark.nightly
 def test_the_shipped_head_is_there(environment: Path, tmp_path: Path) -> None:
     assert '"joint": "markov"' in ran(
         [environment / "polydraft", "inspect", "smollm2-135m-instruct", "--json"], tmp_path
@@ -181,9 +184,15 @@ def test_the_shipped_head_is_there(environment: Path, tmp_path: Path) -> None:
     ("command", "extra"),
     [
         (["serve", "MODEL", "HEAD"], "serve"),
-        (["components", "MODEL", "HEAD", "--data", "text.jsonl", "--plot", "use.png"], "plots"),
+        pytest.param(
+            ["components", "MODEL", "HEAD", "--data", "text.jsonl", "--plot", "use.png"],
+            "plots",
+            marks=pytest.mark.nightly,
+        ),
         (["train", "MODEL", "--trunk", "lora", "--data", "text.jsonl", "--out", "out"], "lora"),
-        (["generate", "MODEL", "HEAD", "--adapter", "adapter", "Hi"], "lora"),
+        pytest.param(
+            ["generate", "MODEL", "HEAD", "--adapter", "adapter", "Hi"], "lora", marks=pytest.mark.nightly
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
