@@ -205,6 +205,8 @@ class LiveBatch:
             )
         for row in rows:
             self._check(row)
+        if not rows:
+            return []
         trunk = self._open_trunk(taps=self._taps, rows=len(rows), longest=self.longest)
         with trunk:
             fresh = Loop(self._engine, rows, [row.ids[0] for row in rows], trunk)

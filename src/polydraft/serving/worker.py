@@ -73,10 +73,10 @@ class Worker:
     def waiting(self) -> int:
         """Requests without a row yet."""
         with self._changed:
-            return self._count_waiting()
+            return len(self._without_a_row())
 
-    def _count_waiting(self) -> int:
-        return len({job for job, _ in self._waiting if job.admitted is None})
+    def _without_a_row(self) -> set[Job]:
+        return {job for job, _ in self._waiting if job.admitted is None}
 
     def submit(self, job: Job) -> None:
         """Take a request.
@@ -87,8 +87,10 @@ class Worker:
         with self._changed:
             if self.broken:
                 raise failed()
-            if self._count_waiting() >= self._max_queue + self._free:
-                raise queue_full(self._waited)
+            waiting = self._without_a_row()
+            if len(waiting) >= self._max_queue + self._free:
+                longest = max(time.perf_counter() - one.arrived for one in waiting)
+                raise queue_full(max(longest, self._waited))
             self._waiting.extend((job, choice) for choice in job.choices)
             self._changed.notify()
 
