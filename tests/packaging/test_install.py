@@ -189,7 +189,11 @@ def test_the_shipped_head_is_there(environment: Path, tmp_path: Path) -> None:
             "plots",
             marks=pytest.mark.nightly,
         ),
-        (["train", "MODEL", "--trunk", "lora", "--data", "text.jsonl", "--out", "out"], "lora"),
+        pytest.param(
+            ["train", "MODEL", "--trunk", "lora", "--data", "text.jsonl", "--out", "out"],
+            "lora",
+            marks=pytest.mark.nightly,
+        ),
         pytest.param(
             ["generate", "MODEL", "HEAD", "--adapter", "adapter", "Hi"], "lora", marks=pytest.mark.nightly
         ),
