@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from tests.serving.page.visitor import Visitor
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+"""It draws without a graphics card, and asks nothing of the network by itself."""
 TEXT = [
     "The",
     " sky",
@@ -52,7 +62,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium found: install one or set POLYDRAFT_BROWSER to its path")
     api.expect.set_options(timeout=PATIENCE)
     with api.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
 
