@@ -23,7 +23,10 @@ from polydraft.errors import InputError
 from polydraft.slots import SlotCache
 from tests.tiny import tiny_model
 
-KINDS = ("llama", "gpt2", "gemma2", "cohere2", "falcon", "qwen2_moe")
+KINDS = (
+    *("llama", "gpt2", "gemma2"),
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cohere2", "falcon", "qwen2_moe")),
+)
 TREE = [-1, 0, 0, 1, 2]
 
 

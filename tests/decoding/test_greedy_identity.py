@@ -23,6 +23,10 @@ VOCAB_SIZE, NEW_TOKENS, HORIZON = 64, 64, 4
 WINDOWED = ("gemma2", "gemma3", "mistral")
 SHIPPED_HEADS = (resources.PACKAGE / "data" / "heads", resources.PACKAGE.parents[1] / "heads")
 PROMPT_LENGTHS = (1, 5, 2 * WINDOW + 3)
+DAILY = ("llama", "gemma3", "gpt2")
+every_kind = pytest.mark.parametrize(
+    "kind", [kind if kind in DAILY else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 
 
 def prompt_of(length: int, *, seed: int = 0) -> Tensor:
@@ -47,7 +51,7 @@ def check_identical(model: PreTrainedModel, head: DraftHead, prompt: Tensor, **o
 
 
 @pytest.mark.parametrize("length", PROMPT_LENGTHS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 class TestEveryKind:
     def test_with_a_random_head(self, kind: str, length: int) -> None:
         model = tiny_model(kind, vocab_size=VOCAB_SIZE)
@@ -108,7 +112,7 @@ def test_with_processors(kind: str, options: dict[str, Any]) -> None:
     assert sum(histogram[1:]) >= 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("padding", [1, 7])
 def test_with_left_padding(kind: str, padding: int) -> None:
     model, prompt = tiny_model(kind, vocab_size=VOCAB_SIZE), prompt_of(6)
@@ -126,7 +130,7 @@ def test_with_left_padding(kind: str, padding: int) -> None:
 class TestContinuation:
     """A prompt whose beginning lies in a cache already."""
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @every_kind
     @pytest.mark.parametrize("more", [1, 3])
     def test_from_the_cache_of_plain_generation(self, kind: str, more: int) -> None:
         model = tiny_model(kind, vocab_size=VOCAB_SIZE)
@@ -135,7 +139,7 @@ class TestContinuation:
         head = oracle(model, plain(model, prompt), horizon=HORIZON)
         check_identical(model, head, prompt, past_key_values=first.past_key_values)
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @every_kind
     def test_from_the_cache_of_drafted_generation(self, kind: str) -> None:
         model, prompt = tiny_model(kind, vocab_size=VOCAB_SIZE), prompt_of(5)
         text = plain(model, prompt)
@@ -154,20 +158,30 @@ class TestContinuation:
 
 @pytest.mark.slow
 @pytest.mark.real_model
-@pytest.mark.parametrize("half", [0, 1])
-def test_on_the_embedded_model(half: int) -> None:
-    """20 held-out prompts x 128 tokens, with the shipped head; with an oracle where there is none."""
+@pytest.mark.parametrize(
+    ("places", "new_tokens"),
+    [
+        (slice(0, 6), 64),
+        *(pytest.param(slice(half, 20, 2), 128, marks=pytest.mark.nightly) for half in (0, 1)),
+    ],
+    ids=["6 prompts", "20 prompts, even", "20 prompts, odd"],
+)
+def test_on_the_embedded_model(places: slice, new_tokens: int) -> None:
+    """Held-out prompts with the shipped head, two of them with an oracle; all where there is no head.
+
+    At night 20 prompts and 128 tokens.
+    """
     model, tokenizer = load_model(EMBEDDED, dtype=torch.float32)
     shipped = any((folder / EMBEDDED).exists() for folder in SHIPPED_HEADS)
     head = load_head(EMBEDDED, model=model, tokenizer=tokenizer) if shipped else None
-    for number, prompt in enumerate(read_prompts(prompts_path("heldout"))[half:20:2]):
+    for number, prompt in enumerate(read_prompts(prompts_path("heldout"))[places]):
         ids = torch.tensor([prompt.encode(tokenizer)])
-        expected = plain(model, ids, max_new_tokens=128)
+        expected = plain(model, ids, max_new_tokens=new_tokens)
         found = polydraft.generate(
             model,
             oracle(model, expected) if head is None or number < 2 else head,
             ids,
-            max_new_tokens=128,
+            max_new_tokens=new_tokens,
             do_sample=False,
         )
         assert found.sequences is not None

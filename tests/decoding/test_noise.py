@@ -20,7 +20,7 @@ from polydraft.decoding.row import Row
 from polydraft.errors import InputError
 from tests.decoding.cases import CASES, HORIZON, PREFIX_DEPENDENT, PROMPT, WARPED, Case, tables
 from tests.decoding.tables import Enough, TableTrunk, WatchedEngine, enumerated
-from tests.decoding.test_exact_sampling import FALSE_ALARM_RATE, FEWEST_DRAWS, chi_square
+from tests.decoding.test_exact_sampling import FALSE_ALARM_RATE, chi_square
 from tests.tiny import tiny_head, tiny_model
 
 
@@ -59,23 +59,21 @@ def check_exact(case: Case, *, draws: int) -> None:
         assert refused > draws // 200, f"refusals at position {position}: {engine.seen}"
 
 
-@pytest.mark.parametrize("case", [WARPED, PREFIX_DEPENDENT], ids=str)
+OTHERS = [pytest.param(case, marks=pytest.mark.slow) for case in (PREFIX_DEPENDENT, CASES[0], CASES[9])]
+"""More heads and processors; that no draft of any head leaves a trace is shown below."""
+
+
+@pytest.mark.parametrize("case", [WARPED, *OTHERS], ids=str)
 def test_texts_are_distributed_as_plain_sampling(case: Case) -> None:
-    check_exact(case, draws=FEWEST_DRAWS // 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_so_they_are_with_every_kind_of_head(case: Case) -> None:
-    check_exact(case, draws=2 * FEWEST_DRAWS)
+    check_exact(case, draws=5000)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_drafts_leave_no_trace_in_a_text(case: Case) -> None:
-    drafted, engine = texts(case, draws=50)
-    plain, _ = texts(case, draws=50, drafts=0)
+    drafted, engine = texts(case, draws=150)
+    plain, _ = texts(case, draws=150, drafts=0)
     assert drafted == plain
-    assert sum(n * taken for (_, taken), n in engine.seen.items()) > 10
+    assert sum(n * taken for (_, taken), n in engine.seen.items()) > 30
 
 
 class TestTheNoise:

@@ -130,7 +130,9 @@ def wild_logits(rows: int, size: int, *, batch: int, horizon: int, rank: int) ->
 
 
 @every_mixture
-@pytest.mark.parametrize(("rows", "size", "batch"), [(400, WIDE, 2), (MANY, NARROW, 8)])
+@pytest.mark.parametrize(
+    ("rows", "size", "batch"), [pytest.param(400, WIDE, 2, marks=pytest.mark.slow), (MANY, NARROW, 8)]
+)
 @torch.no_grad()
 def test_wild_bfloat16_logits(name: str, rows: int, size: int, batch: int) -> None:
     """Nowhere NaN or infinite, rows that sum to one; 10^5 rows of logits in all, over the members."""

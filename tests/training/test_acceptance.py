@@ -103,13 +103,10 @@ def test_greedy_is_what_decoding_accepts(model: PreTrainedModel, options: dict[s
     assert "sampled_acceptance_length" not in found
 
 
-SAMPLED = [
-    pytest.param(None, HEADS[1], id="endless, hidden"),
-    pytest.param(END, HEADS[2], marks=pytest.mark.slow, id="ending, block"),
-]
-
-
-@pytest.mark.parametrize(("end", "options"), SAMPLED)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "options"), [(None, HEADS[1]), (END, HEADS[2])], ids=["endless, hidden", "ending, block"]
+)
 def test_sampled_is_what_decoding_accepts_on_average(end: int | None, options: dict[str, Any]) -> None:
     """Within 5%, at least 3.5 standard errors of what was decoded: a false alarm in one of 2,000 seeds."""
     model = tiny_model(vocab_size=VOCAB_SIZE, initializer_range=0.15, eos_token_id=end)

@@ -23,6 +23,7 @@ from tests.tiny import tiny_folder
 from tests.training.runs import run
 
 NEW_TOKENS = 32
+DAILY = (("fused", "cp"), ("hidden", "cp-markov"), ("block", "recurrent"))
 FORMS = (
     *((features, name) for name in MIXTURES for features in ("fused", "hidden")),
     *(("fused", "sequential"), ("block", "recurrent")),
@@ -81,7 +82,10 @@ def check_greedy(model: PreTrainedModel, head: DraftHead, texts: list[Tensor], *
     return DecodingStatistics.merged(found).mean_acceptance_length
 
 
-@pytest.mark.parametrize(("features", "name"), FORMS)
+@pytest.mark.parametrize(
+    ("features", "name"),
+    [form if form in DAILY else pytest.param(*form, marks=pytest.mark.slow) for form in FORMS],
+)
 def test_trains_and_decodes(
     model: PreTrainedModel, texts: list[Tensor], data: Path, tmp_path: Path, name: str, features: str
 ) -> None:

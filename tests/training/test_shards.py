@@ -199,6 +199,7 @@ def test_a_full_disk_leaves_whole_shards_and_the_run_goes_on(
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(model: PreTrainedModel, tmp_path: Path) -> None:
     search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     killed = subprocess.run(
