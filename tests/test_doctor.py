@@ -261,7 +261,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], {}),
         (["--drafting", "chain"], {"drafting": "chain"}),
-        (["--compile"], {"compiled": True}),
+        pytest.param(["--compile"], {"compiled": True}, marks=pytest.mark.slow),
         (
             ["--temperature", "1", "--verification", "block"],
             {"do_sample": True, "verification": "block"},
@@ -283,6 +283,7 @@ def test_generation_finds_what_doctor_measured(
     assert out.statistics is not None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_doctor_tells_what_compiling_brings(names: list[str]) -> None:
     result = run(*names, "--compile", "--count", "1", "--max-new-tokens", "8", "--json")

@@ -19,6 +19,7 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
     return import_module("soak")
 
 
+@pytest.mark.slow
 def test_a_short_soak(soak: Any) -> None:
     torch.manual_seed(0)
     model = soak.small_model()

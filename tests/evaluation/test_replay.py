@@ -79,6 +79,7 @@ def test_replay_of_best_components_is_what_decoding_does(model: PreTrainedModel)
     assert found.accepted == accepted_at_least(statistics, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", HEADS[1:4], ids=str)
 def test_sampled_replay_is_the_mean_of_decoding(model: PreTrainedModel, options: dict[str, Any]) -> None:
     """Given its text, a decoded run takes the replayed number of steps on average: 4.5 standard errors."""
