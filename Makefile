@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-oldest test-docs-nightly docs lint format clean dist test-install
+.PHONY: help setup demo test check test-oldest test-nightly docs lint format clean dist test-install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -39,8 +39,8 @@ test: setup  ## the whole test suite
 check: setup lint  ## lint, types and the fast tests: for daily work
 	$(VENV)/bin/pytest -n 2 -m 'not slow and not real_model and not nightly'
 
-test-docs-nightly: setup  ## the commands of the tutorial and those marked nightly, as they stand; packaging (20 minutes)
-	$(VENV)/bin/pytest tests/docs tests/packaging -m nightly
+test-nightly: setup  ## the commands of the tutorial and those marked nightly, packaging, long greedy texts (30 minutes)
+	$(VENV)/bin/pytest -m nightly
 
 docs: setup  ## guides and reference as one folder that opens offline, site/; links are checked
 	$(VENV)/bin/python scripts/cli_reference.py

@@ -2,7 +2,7 @@
 
 A block may be marked by a comment in the line above it (or above an empty line):
 
-    <!-- nightly -->          run as it stands by `make test-docs-nightly`, by no other test
+    <!-- nightly -->          run as it stands by `make test-nightly`, by no other test
     <!-- not run: why -->     run by nobody; its `polydraft` commands are still parsed
 """
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import polydraft
 from polydraft.cli import app
+from polydraft.joint import MEMBERS
 from polydraft.loading import load_head, load_model
 from tests.docs.pages import ROOT, Block, blocks, pages, polydraft_words
 from tests.docs.parsing import ELLIPSIS
@@ -72,7 +73,16 @@ def supplies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, supplies: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def registry() -> Iterator[None]:
+    """What a page registers is known to no other test."""
+    before = dict(MEMBERS)
+    yield
+    MEMBERS.clear()
+    MEMBERS.update(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, supplies: Path, registry: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     lay_out(tmp_path, supplies)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POLYDRAFT_CACHE", str(tmp_path / "cache"))
