@@ -53,9 +53,9 @@ def chromium() -> str | None:
     return found if found and Path(found).exists() else None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests of the page."""
+    """One browser for the tests of a file; while it runs, no other loop can in this thread."""
     api = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
     path = chromium()
     if path is None:
