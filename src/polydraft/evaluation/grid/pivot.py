@@ -50,7 +50,7 @@ def grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[Any, ...], 
 
 
 def pooled(rows: Sequence[Row], shown: Metric, *, title: str) -> tuple[float, list[float] | None] | None:
-    """The metric of one row with its interval, or of several seeds their mean, lowest and highest.
+    """The metric of one row with its interval, or of several seeds their mean and, if they differ, the ends.
 
     Raises:
         InputError: the rows are several runs of one seed: a table that does not tell them apart.
@@ -66,7 +66,8 @@ def pooled(rows: Sequence[Row], shown: Metric, *, title: str) -> tuple[float, li
         value, bounds = found[0]
         return value, None if bounds is None else list(bounds)
     values = [value for value, _ in found]
-    return statistics.fmean(values), [min(values), max(values)]
+    ends = [min(values), max(values)]
+    return statistics.fmean(values), None if ends[0] == ends[1] else ends
 
 
 def words(rows: Sequence[Row], shown: Metric, *, title: str) -> str:
@@ -103,7 +104,7 @@ def pivot(content: dict[str, Any], spec: TableSpec) -> dict[str, Any]:
         for part in grouped(rows, [*spec.rows, *([spec.across] if spec.across else [])]).values()
     )
     intervals = (
-        "Several seeds: the mean, in brackets the lowest and the highest."
+        "Several seeds: the mean, in brackets the lowest and the highest. One: 95% intervals by bootstrap."
         if several
         else "Brackets: 95% intervals by bootstrap over prompts or windows."
     )
