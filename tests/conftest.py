@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from importlib import import_module
+from collections.abc import Iterable
+from importlib import import_module, metadata
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -13,12 +14,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from hypothesis import settings
+from packaging.version import Version
+from transformers.integrations import peft
 
 from polydraft import modes
 
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    """Without the PEFT that this transformers asks for there are no adapters."""
+    least, have = peft.MIN_PEFT_VERSION, metadata.version("peft")
+    if Version(have) < Version(least):
+        for item in items:
+            if item.get_closest_marker("adapters"):
+                item.add_marker(pytest.mark.skip(reason=f"peft {have}: transformers asks for {least}"))
 
 
 @pytest.fixture(autouse=True)

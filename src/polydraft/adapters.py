@@ -40,7 +40,7 @@ def add_adapter(model: PreTrainedModel, *, rank: int, alpha: float, targets: Seq
         rank: rows of A. targets: endings of the names of the layers to adapt; none for `ALL_LINEAR`.
 
     Raises:
-        InputError: no layer has such a name, or PEFT is missing.
+        InputError: no layer has such a name, or PEFT is missing or older than transformers asks for.
     """
     require_peft()
     from peft import LoraConfig
@@ -54,10 +54,8 @@ def add_adapter(model: PreTrainedModel, *, rank: int, alpha: float, targets: Seq
     try:
         model.add_adapter(config)
     except ValueError as error:
-        names = ", ".join(targets) or ALL_LINEAR
-        raise InputError(
-            f"{type(model).__name__} has no layers to adapt named {names}: give names of its linear layers"
-        ) from error
+        names, reason = ", ".join(targets) or ALL_LINEAR, str(error).strip().splitlines()[0]
+        raise InputError(f"no adapter of layers {names} in {type(model).__name__}: {reason}") from error
     for parameter in trained_parameters(model):
         parameter.data = parameter.data.float()  # PEFT makes them in the dtype of the layer they adapt
 

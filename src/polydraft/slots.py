@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from polydraft.cache_name import CACHE
 from polydraft.errors import InputError
 
 GROWTH = 256
@@ -189,7 +190,7 @@ class SlotCache(Cache):
         if not length:
             return
         if len(cache.layers) < len(self._own):
-            raise InputError("past_key_values is of another model: leave it out, or give this model's own")
+            raise InputError(f"{CACHE} is of another model: leave it out, or give this model's own")
         self.lengths = [length] * len(self.lengths)
         self.reserve(0)
         for own, layer in zip(self._own, cast(Any, cache.layers), strict=False):

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from polydraft import generate
 from polydraft.adapters import AdapterSwitch, add_adapter, trained_parameters
+from polydraft.cache_name import CACHE
 from polydraft.decoding.adapted import verify_with_base
 from polydraft.decoding.drafts import Draft, Kept
 from polydraft.decoding.engine import Engine
@@ -20,6 +21,8 @@ from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
 from polydraft.modes import VERIFICATIONS, check_verifier
 from tests.tiny import tiny_head, tiny_model
+
+pytestmark = pytest.mark.adapters
 
 PROMPT = torch.tensor([[3, 14, 15, 9, 26, 5]])
 SIZES = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 16}
@@ -101,8 +104,8 @@ def test_a_text_goes_on_from_a_cache() -> None:
     options: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False}
     whole = generate(model, head, PROMPT, max_new_tokens=20, do_sample=False).sequences
     cache = DynamicCache(config=model.config)
-    first = generate(model, head, PROMPT, past_key_values=cache, **options).sequences
-    second = generate(model, head, first, past_key_values=cache, **options).sequences
+    first = generate(model, head, PROMPT, **{CACHE: cache}, **options).sequences
+    second = generate(model, head, first, **{CACHE: cache}, **options).sequences
     assert torch.equal(second, whole)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import polydraft
+from polydraft.cache_name import CACHE
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
 from polydraft.joint import JointDistribution
@@ -68,7 +69,7 @@ def test_goes_on_from_a_cache_without_its_past() -> None:
     first = polydraft.generate(model, head, PROMPT, max_new_tokens=9, do_sample=False)
     assert first.sequences is not None
     again = polydraft.generate(
-        model, head, first.sequences, max_new_tokens=9, do_sample=False, past_key_values=first.past_key_values
+        model, head, first.sequences, max_new_tokens=9, do_sample=False, **{CACHE: first.cache}
     )
     whole = model.generate(PROMPT, max_new_tokens=18, do_sample=False)  # type: ignore[operator]
     assert again.sequences is not None and again.sequences.tolist() == whole.tolist()

@@ -21,7 +21,7 @@ from polydraft.decoding import costs as costs_module
 from polydraft.decoding import measuring
 from polydraft.decoding.acceptance import ChainExpectation
 from polydraft.decoding.costs import Costs, costs_file, load_costs, machine_key, save_costs
-from polydraft.decoding.measuring import machine_costs, measure, policy_widths, rising, shortest
+from polydraft.decoding.measuring import machine_costs, measure, policy_widths, rising, shortest, timed
 from polydraft.decoding.policy import Measured
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import PolydraftError
@@ -127,11 +127,18 @@ def test_costs_are_measured_once_and_remembered(cache: Path, monkeypatch: pytest
     assert machine_costs(model, head, rows=4) == machine_costs(model, head, rows=1) == wider
 
 
+def work(seconds: float) -> None:
+    """Keep this thread busy; by its own clock and by that on the wall it takes at least so long."""
+    began = time.thread_time()
+    while time.thread_time() - began < seconds:
+        pass
+
+
 class Slow(EagerTrunk):
     """Takes a millisecond per new token of each row more."""
 
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
-        time.sleep(0.001 * tokens.numel())
+        work(0.001 * tokens.numel())
         return super().forward(tokens, parents=parents)
 
 
@@ -165,11 +172,19 @@ def test_the_shortest_round_counts_and_the_first_is_not_timed() -> None:
 
     def disturbed(name: str) -> None:
         calls[name] += 1
-        time.sleep(0.0 if calls[name] in (1, 3) else 0.02)
+        work(0.0 if calls[name] in (1, 3) else 0.02)
 
     found = shortest([lambda: disturbed("a"), lambda: disturbed("b")], device=torch.device("cpu"))
     assert calls["a"] == calls["b"] >= 4
     assert max(found) < 0.02
+
+
+@pytest.mark.parametrize(("threads", "least", "most"), [(1, 0.0, 0.02), (2, 0.05, 5.0)])
+def test_what_others_do_on_the_core_of_one_thread_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, threads: int, least: float, most: float
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert least <= timed(lambda: time.sleep(0.05), device=torch.device("cpu")) < most
 
 
 def test_no_size_costs_more_than_a_larger_one() -> None:

@@ -74,7 +74,7 @@ def check_counts(out: DraftedOutput) -> None:
     assert out.statistics.accepted_tokens == sum(runs)
     histogram = out.statistics.acceptance_histogram
     assert histogram == [runs.count(k) for k in range(len(histogram))]
-    assert out.past_key_values.get_seq_length() == out.sequences.shape[1] - 1
+    assert out.cache.get_seq_length() == out.sequences.shape[1] - 1
 
 
 class TestEndToken:

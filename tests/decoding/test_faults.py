@@ -23,6 +23,7 @@ from transformers import (
 )
 
 import polydraft
+from polydraft.cache_name import CACHE
 from polydraft.decoding.adapted import verify_with_base
 from polydraft.heads import DraftHead
 from polydraft.hidden import decoder_layers
@@ -234,22 +235,22 @@ class TestACacheOfTheCallers:
         text, head = texts[2], oracle_of_many(model, texts[2:3])
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            cast(Any, model)(input_ids=text[None, :22], past_key_values=cache, use_cache=True)
+            cast(Any, model)(input_ids=text[None, :22], **{CACHE: cache}, use_cache=True)
         held = copy.deepcopy(cache)
         fuse = Fuse(FAULTS[error], at=at)
         given = PLACES[place](fuse) if place in PLACES else {}
         with burning(decoder_layers(model, upto=2)[1], fuse if place == "layer" else Fuse(fail, at=0)):
             fails(
                 error,
-                lambda: drafted(model, head, [text[:23]], past_key_values=cache, max_new_tokens=20, **given),
+                lambda: drafted(model, head, [text[:23]], **{CACHE: cache}, max_new_tokens=20, **given),
             )
         assert cache.get_seq_length() == held.get_seq_length() == 22
         for layer, copied in zip(cast(Any, cache.layers), cast(Any, held.layers), strict=True):
             assert torch.equal(layer.keys, copied.keys) and torch.equal(layer.values, copied.values)
-        out = drafted(model, head, [text[:23]], past_key_values=cache, max_new_tokens=7)
+        out = drafted(model, head, [text[:23]], **{CACHE: cache}, max_new_tokens=7)
         assert out.sequences is not None
         assert out.sequences[0].tolist() == text[:30].tolist()
-        on = plain(model, text[None, :30], past_key_values=cache, max_new_tokens=len(text) - 30)
+        on = plain(model, text[None, :30], **{CACHE: cache}, max_new_tokens=len(text) - 30)
         assert on[0].tolist() == text.tolist()
 
 
@@ -281,6 +282,7 @@ def test_the_decoder_of_generate_can_be_used_again() -> None:
     assert decode.statistics is not None
 
 
+@pytest.mark.adapters
 @pytest.mark.parametrize(("at", "error"), in_turn((1,), (2,), (3,), (6,)))
 def test_an_adapter_that_was_switched_on_to_draft_is_off_again(at: int, error: type[BaseException]) -> None:
     """Forwards of the base model and of the adapted one take turns."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 import polydraft
 from polydraft import resources
+from polydraft.cache_name import CACHE
 from polydraft.embedded import EMBEDDED
 from polydraft.evaluation.prompts import prompts_path, read_prompts
 from polydraft.heads import DraftHead
@@ -137,7 +138,7 @@ class TestContinuation:
         first = plain(model, prompt_of(5), max_new_tokens=12, return_dict_in_generate=True)
         prompt = torch.cat([first.sequences, prompt_of(more - 1, seed=1)], dim=-1)
         head = oracle(model, plain(model, prompt), horizon=HORIZON)
-        check_identical(model, head, prompt, past_key_values=first.past_key_values)
+        check_identical(model, head, prompt, **{CACHE: first.cache})
 
     @every_kind
     def test_from_the_cache_of_drafted_generation(self, kind: str) -> None:
@@ -146,11 +147,11 @@ class TestContinuation:
         head = oracle(model, text, horizon=HORIZON)
         for count in range(1, 16):  # ends in the middle of accepted runs too
             first = polydraft.generate(model, head, prompt, max_new_tokens=count)
-            assert first.sequences is not None and first.past_key_values is not None
-            assert first.past_key_values.get_seq_length() == first.sequences.shape[1] - 1
-            rest = {"max_new_tokens": 20, "past_key_values": copy.deepcopy(first.past_key_values)}
+            assert first.sequences is not None and first.cache is not None
+            assert first.cache.get_seq_length() == first.sequences.shape[1] - 1
+            rest = {"max_new_tokens": 20, CACHE: copy.deepcopy(first.cache)}
             drafted = polydraft.generate(model, head, first.sequences, **rest).sequences
-            rest["past_key_values"] = first.past_key_values
+            rest[CACHE] = first.cache
             undrafted = plain(model, first.sequences, **rest)
             assert drafted is not None
             assert drafted.tolist() == undrafted.tolist() == text[:, : 5 + count + 20].tolist()

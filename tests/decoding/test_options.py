@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 import polydraft
+from polydraft.cache_name import CACHE
 from tests.tiny import BLOCK, tiny_head, tiny_model
 
 PROMPTS = torch.tensor([[0, 0, 5, 9, 2, 7], [3, 14, 15, 9, 26, 5], [0, 0, 0, 0, 1, 1]])
@@ -119,10 +120,10 @@ def test_a_chat_goes_on_from_its_cache(kind: str, way: str) -> None:
         options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 13}
         expected = cast(Any, model).generate(ids, **options)
         if turn == 1:
-            found = cast(Any, model).generate(ids, past_key_values=cache, **options)
+            found = cast(Any, model).generate(ids, **{CACHE: cache}, **options)
         else:
-            out = polydraft.generate(model, head, ids, past_key_values=cache, **options, **WAYS[way])
-            assert out.past_key_values is cache
+            out = polydraft.generate(model, head, ids, **{CACHE: cache}, **options, **WAYS[way])
+            assert out.cache is cache
             found = cast(Tensor, out.sequences)
         assert torch.equal(found, expected)
         assert cache.get_seq_length() == expected.shape[1] - 1

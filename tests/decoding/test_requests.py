@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import polydraft
+from polydraft.cache_name import CACHE
 from polydraft.decoding import DecodingStatistics, DraftedOutput
 from polydraft.errors import InputError
 from tests.tiny import tiny_head, tiny_model
@@ -40,9 +41,7 @@ def cache_of(tokens: int) -> DynamicCache:
     """A cache of the tiny model that has read so many tokens."""
     model = tiny_model()
     cache = DynamicCache(config=model.config)
-    cast(Any, model)(
-        input_ids=torch.zeros(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True
-    )
+    cast(Any, model)(input_ids=torch.zeros(1, tokens, dtype=torch.long), **{CACHE: cache}, use_cache=True)
     return cache
 
 
@@ -70,25 +69,25 @@ class TestRefusals:
 
     def test_of_a_batch_that_goes_on_from_a_cache(self, door: str) -> None:
         cache = DynamicCache()
-        cast(Any, tiny_model())(PROMPT[:, :2].repeat(2, 1), past_key_values=cache)
-        line = refusal(door, PROMPT.repeat(2, 1), past_key_values=cache)
-        assert "a batch cannot go on from past_key_values: continue one text at a time" in line
+        cast(Any, tiny_model())(PROMPT[:, :2].repeat(2, 1), **{CACHE: cache})
+        line = refusal(door, PROMPT.repeat(2, 1), **{CACHE: cache})
+        assert f"a batch cannot go on from {CACHE}: continue one text at a time" in line
 
     @pytest.mark.parametrize("tokens", [4, 6])
     def test_of_a_cache_that_holds_the_whole_prompt(self, door: str, tokens: int) -> None:
-        assert f"the cache already holds {tokens} tokens" in refusal(door, past_key_values=cache_of(tokens))
+        assert f"the cache already holds {tokens} tokens" in refusal(door, **{CACHE: cache_of(tokens)})
 
     def test_of_a_padded_prompt_with_a_cache(self, door: str) -> None:
-        options = {"attention_mask": torch.tensor([[0, 1, 1, 1]]), "past_key_values": cache_of(2)}
+        options = {"attention_mask": torch.tensor([[0, 1, 1, 1]]), CACHE: cache_of(2)}
         assert "padded prompt cannot be continued from a cache" in refusal(door, **options)
 
     def test_of_new_tokens_alone_with_a_cache(self, door: str) -> None:
-        options = {"attention_mask": torch.ones(1, 6, dtype=torch.long), "past_key_values": cache_of(2)}
+        options = {"attention_mask": torch.ones(1, 6, dtype=torch.long), CACHE: cache_of(2)}
         assert "input_ids must hold the whole text" in refusal(door, **options)
 
     def test_of_a_static_cache_object(self, door: str) -> None:
         cache = StaticCache(config=tiny_model().config, max_cache_len=32)
-        assert "StaticCache cannot be rolled back: use the default" in refusal(door, past_key_values=cache)
+        assert "StaticCache cannot be rolled back: use the default" in refusal(door, **{CACHE: cache})
 
 
 def test_lookup_in_the_generation_config_is_refused() -> None:
@@ -154,7 +153,7 @@ class TestTheDecoder:
         assert out.sequences is not None and out.origins is not None
         assert out.origins.shape == (1, 8)
         assert out.sequences.shape == (1, 12)
-        assert isinstance(out.past_key_values, DynamicCache)
+        assert isinstance(out.cache, DynamicCache)
 
     def test_leaves_the_configuration_of_the_model_alone(self) -> None:
         model = tiny_model()

@@ -105,6 +105,7 @@ def test_offline_the_cache_is_enough(
         push_head(head, ID)
 
 
+@pytest.mark.adapters
 def test_the_adapter_of_a_head_by_its_id(hub: FakeHub, head: Path, model_folder: Path) -> None:
     peft = pytest.importorskip("peft")
     model, _ = load_model(str(model_folder), dtype=torch.float32)

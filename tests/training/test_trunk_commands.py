@@ -42,6 +42,7 @@ def test_from_scratch(data: Path, tmp_path: Path) -> None:
     assert generated(out / "model", out)[1]
 
 
+@pytest.mark.adapters
 def test_an_adapter_and_who_verifies(model: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = "--trunk", "lora", "--lora-rank", "4", "--trunk-learning-rate", "0.05", "--verifier", "base"

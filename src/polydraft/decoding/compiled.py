@@ -178,9 +178,8 @@ class CompiledTrunk(EagerTrunk):
         """See `Trunk`."""
         inputs = self._places(tokens, parents)
         with settings(), self._compiled.layers:
-            out = self._model(input_ids=tokens, past_key_values=self._slots, use_cache=True, **inputs)
+            logits: Tensor = self._model(input_ids=tokens, **self._past, **inputs).logits
         self.hidden = self._tap.hidden
-        logits: Tensor = out.logits
         return logits
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from polydraft.cache_name import CACHE
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.compiled import warm_up
 from polydraft.decoding.engine import Engine
@@ -82,7 +83,7 @@ class Decoder:
         rows = input_ids.shape[0]
         if self.streamer is not None and rows > 1:
             raise InputError("a streamer follows one text: leave it out of a batch")
-        cache = check_cache(model_kwargs.get("past_key_values"), rows=rows)
+        cache = check_cache(model_kwargs.get(CACHE), rows=rows)
         if not self.head.is_attached_to(model):
             self.head.attach(model)
         input_ids = input_ids.to(model.device)
@@ -135,7 +136,7 @@ class Decoder:
             self.streamer.end()
         out = together(texts_of, self.statistics, padding=_padding(generation_config))
         if rows == 1:
-            out.past_key_values = cache
+            out.cache = cache
         if generation_config.return_dict_in_generate:
             return out
         assert out.sequences is not None

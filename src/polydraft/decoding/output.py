@@ -26,7 +26,7 @@ class DraftedOutput(ModelOutput):
         origins: (B, new) int64; s >= 1 for a token drafted at position s, 0 for one the base model
             gave itself (the first token, a correction or a bonus), -1 for padding.
         statistics: counts and figures of this generation.
-        past_key_values: the base model's cache, without the last token; of one row alone.
+        cache: the base model's cache, without the last token; of one row alone. Also `past_key_values`.
     """
 
     sequences: Tensor | None = None
@@ -34,7 +34,12 @@ class DraftedOutput(ModelOutput):
     logits: tuple[Tensor, ...] | None = None
     origins: Tensor | None = None
     statistics: DecodingStatistics | None = None
-    past_key_values: Any = None
+    cache: Any = None
+
+    @property
+    def past_key_values(self) -> Any:
+        """The older name of `cache`."""
+        return self.cache
 
 
 def together(rows: Sequence[Row], statistics: DecodingStatistics, *, padding: int) -> DraftedOutput:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from polydraft.cache_name import cache_name
 from polydraft.errors import InputError
 
 MASKED = ("eager", "sdpa")
@@ -104,7 +105,7 @@ def _never(model: PreTrainedModel) -> str | None:
         return "is an encoder-decoder"
     if model._is_stateful or any(_is_recurrent(layer) for layer in DynamicCache(config=model.config).layers):
         return "keeps a state that moves on with every token and cannot be taken back after a refused draft"
-    if "past_key_values" not in _arguments(model):
+    if cache_name(type(model).forward) is None:
         return "keeps no cache of keys and values"
     encoder = getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention")
     both = getattr(config, "use_bidirectional_attention", None) in (True, "all")

@@ -9,11 +9,12 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.generation.logits_process import SynthIDTextWatermarkLogitsProcessor
 
+from polydraft.cache_name import CACHE
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig
 
 KNOWN_INPUTS = {
-    "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position", "logits_to_keep",
+    "attention_mask", "position_ids", CACHE, "use_cache", "cache_position", "logits_to_keep",
     "output_attentions", "output_hidden_states",
 }  # fmt: skip
 
@@ -52,7 +53,7 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
         raise InputError("guidance_scale runs the model a second time and cannot be drafted: leave it off")
     positions = inputs.get("position_ids")
     if positions is not None and positions.shape[-1] != input_ids.shape[1]:
-        raise InputError("input_ids must hold the whole text, the tokens in past_key_values included")
+        raise InputError(f"input_ids must hold the whole text, the tokens in {CACHE} included")
     extra = [name for name, value in inputs.items() if value is not None and name not in KNOWN_INPUTS]
     if extra:
         raise InputError(f"drafted generation takes text only; the model input {extra[0]!r} is not supported")
@@ -82,7 +83,7 @@ def check_cache(cache: object, *, rows: int) -> DynamicCache:
     if not isinstance(cache, DynamicCache):
         raise InputError(f"{type(cache).__name__} cannot be rolled back: use the default dynamic cache")
     if rows > 1 and cache.get_seq_length():
-        raise InputError("a batch cannot go on from past_key_values: continue one text at a time")
+        raise InputError(f"a batch cannot go on from {CACHE}: continue one text at a time")
     return cache
 
 

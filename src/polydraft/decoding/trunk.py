@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from polydraft.cache_name import CACHE, cache_name
 from polydraft.hidden import HiddenTap
 from polydraft.masks import slot_mask, tree_depths
 from polydraft.slots import SlotCache, layer_windows
@@ -72,6 +73,7 @@ class EagerTrunk:
         self._model = cast(Any, model)
         self._windows = layer_windows(model.config)
         self._slots = SlotCache(self._windows, rows=rows)
+        self._past = {cache_name(type(model).forward) or CACHE: self._slots, "use_cache": True}
         self._cache = cache
         if cache is not None:
             self._slots.take(cache)
@@ -123,8 +125,7 @@ class EagerTrunk:
         if self._keeps:  # a number takes a view, an index makes rows that lie together
             one = wanted == [tokens.shape[1] - 1] and len(tokens) == 1
             keep["logits_to_keep"] = 1 if one else torch.tensor(wanted, device=tokens.device)
-        out = self._model(input_ids=tokens, past_key_values=self._slots, use_cache=True, **keep)
-        logits: Tensor = out.logits
+        logits: Tensor = self._model(input_ids=tokens, **self._past, **keep).logits
         return logits
 
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
@@ -132,9 +133,8 @@ class EagerTrunk:
         inputs: dict[str, Any] = {}
         if parents is not None or self._slots.shared_length is None:
             inputs = self._places(tokens, parents)
-        out = self._model(input_ids=tokens, past_key_values=self._slots, use_cache=True, **inputs)
+        logits: Tensor = self._model(input_ids=tokens, **self._past, **inputs).logits
         self.hidden = self._tap.hidden
-        logits: Tensor = out.logits
         return logits
 
     def _places(self, tokens: Tensor, parents: Sequence[Sequence[int]] | None) -> dict[str, Any]:

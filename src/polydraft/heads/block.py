@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from polydraft.cache_name import CACHE
 from polydraft.errors import InputError
 from polydraft.heads.past import Memory, Past
 from polydraft.masks import slot_mask
@@ -36,7 +37,7 @@ class Recorder:
 
     memory: Memory
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Called by the layer."""
         self.memory = Memory(keys, values)
         return keys, values
@@ -115,8 +116,8 @@ class ContextBlock(nn.Module):
                 config=self.layer_config,
                 inputs_embeds=features,
                 attention_mask=None,
-                past_key_values=cache,
                 position_ids=position_ids,
+                **cast(Any, {CACHE: cache}),
             )
         places = position_ids
         if places is None:
@@ -131,8 +132,8 @@ class ContextBlock(nn.Module):
             config=self.layer_config,
             inputs_embeds=features,
             attention_mask=None,
-            past_key_values=None,
             position_ids=position_ids,
+            **cast(Any, {CACHE: None}),
         )
         places = torch.arange(width, device=features.device)[None] if position_ids is None else position_ids
         out = self._run(features, mask, places, recorder)
@@ -169,9 +170,9 @@ class ContextBlock(nn.Module):
             features,
             attention_mask=mask,
             position_ids=places,
-            past_key_values=cast(Any, cache),
             use_cache=cache is not None,
             position_embeddings=self._tables(features.device)(features, places),
+            **cast(Any, {CACHE: cache}),
         )
         assert isinstance(out, Tensor)
         return out
