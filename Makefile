@@ -36,10 +36,10 @@ demo: setup  ## three prompts, plain and drafted side by side
 	$(VENV)/bin/polydraft demo
 
 test: setup  ## the whole test suite
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 2 --dist loadfile
 
 check: setup lint  ## lint, types and the fast tests: for daily work
-	$(VENV)/bin/pytest -n 2 -m 'not slow and not real_model and not nightly'
+	$(VENV)/bin/pytest -n 2 --dist loadfile -m 'not slow and not real_model and not nightly'
 
 test-nightly: setup  ## the commands of the tutorial and those marked nightly, packaging, long greedy texts (30 minutes)
 	$(VENV)/bin/pytest -m nightly
@@ -59,7 +59,7 @@ format: setup  ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
 
 test-oldest: $(OLDEST_STAMP)  ## the fast tests on the oldest supported torch and transformers
-	$(OLDEST)/bin/pytest -n 2 -m 'not slow and not real_model and not nightly'
+	$(OLDEST)/bin/pytest -n 2 --dist loadfile -m 'not slow and not real_model and not nightly'
 
 $(OLDEST_STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(OLDEST)
@@ -67,7 +67,7 @@ $(OLDEST_STAMP): pyproject.toml Makefile
 	touch $@
 
 test-newest: $(NEWEST_STAMP)  ## the fast tests on the newest transformers, but for adapters, whose PEFT is not out
-	$(NEWEST)/bin/pytest -n 2 -m 'not slow and not real_model and not nightly'
+	$(NEWEST)/bin/pytest -n 2 --dist loadfile -m 'not slow and not real_model and not nightly'
 
 $(NEWEST_STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(NEWEST)

@@ -165,7 +165,7 @@ def test_trees_in_a_live_batch_sample_from_the_model(head: str) -> None:
     model = tiny_model(vocab_size=5, initializer_range=0.2)
     options = HEADS[head] | ({"draft_vocab_size": 4} if head == "cp" else {})
     plan = Plan(draft_length=3, drafting="tree")
-    batch = LiveBatch(model, tiny_head(model, **options), rows=32, plan=plan)
+    batch = LiveBatch(model, tiny_head(model, **options), rows=150, plan=plan)
     rows = [
         new_row([0, 3, 1], device=model.device, max_new_tokens=4, temperature=0.8, seed=seed, trace=0)
         for seed in range(6000)
