@@ -312,7 +312,9 @@ def test_what_is_trained_here_stands_before_what_is_kept(root: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank": 3}, "'cp2' was made with rank 3, not 2: it has no place in this grid"),
+        ({"options": {"rank": 3}}, "'cp2' was made with options.rank 3, not 2: it has no place in this grid"),
+        ({"options": {"learning_rate": 0.5}}, "'cp2' was made with options.learning_rate 0.5, not "),
+        ({"options": None}, "'cp2' does not say what it was trained with: train it again"),
         ({"data": "another"}, "'cp2' was kept from training on other text"),
     ],
 )
@@ -321,7 +323,11 @@ def test_rows_of_another_grid_are_refused(
 ) -> None:
     path = kept_from(root, tmp_path / "earlier.json", "cp2")
     content = json.loads(path.read_text())
-    content["cells"][0] |= change
+    row = content["cells"][0]
+    if "options" in change and change["options"] is None:
+        del row["options"]
+    else:
+        row |= change | ({"options": row["options"] | change["options"]} if "options" in change else {})
     path.write_text(json.dumps(content))
     result = command(root / "grid.toml", "--out", tmp_path / "out", "--keep", path, "--stage", "train")
     assert result.exit_code == 2 and message in result.output

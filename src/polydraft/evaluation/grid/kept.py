@@ -7,13 +7,16 @@ figures (difference of losses, ratio of acceptance): these need both in one fold
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from polydraft.errors import InputError
 from polydraft.evaluation.grid.config import GridConfig, Variant
 from polydraft.evaluation.grid.metrics import Row
-from polydraft.evaluation.grid.report import OPTIONS, SETTINGS
+from polydraft.evaluation.grid.report import SETTINGS
+from polydraft.evaluation.grid.store import difference
 from polydraft.evaluation.reading import read_results
 
 KEYS = ("cells", "max_new_tokens", "draws")
@@ -29,10 +32,12 @@ def read_kept(path: Path, config: GridConfig) -> dict[str, Row]:
     """
     content = read_results(path, KEYS, of="grid")
     asked = {"dtype": config.dtype, **{name: getattr(config.evaluation, name) for name in SETTINGS}}
-    _check_same(content, asked, what=str(path))
+    _check_same({name: content.get(name) for name in asked}, asked, what=str(path))
     found: dict[str, Row] = {row["name"]: row for row in content["cells"]}
     kept = {variant.name: variant for variant in config.variants if variant.name in found}
     for name, variant in kept.items():
+        if "options" not in found[name]:
+            raise InputError(f"{path}: {name!r} does not say what it was trained with: train it again")
         _check_same(found[name], _fields(config, variant), what=f"{path}: {name!r}")
     return {name: found[name] for name in kept}
 
@@ -51,14 +56,12 @@ def check_text(row: Row, data: str) -> None:
 
 def _fields(config: GridConfig, variant: Variant) -> dict[str, Any]:
     cell = config.cell(variant.cell)
-    options = {name: getattr(cell.options, name) for name in OPTIONS}
     drafting = {"components": variant.components, "verification": variant.verification}
-    return {"cell": cell.name, "base": cell.base.name, **options, **drafting}
+    return {"cell": cell.name, "base": cell.base.name, "options": asdict(cell.options), **drafting}
 
 
 def _check_same(found: Row, asked: Row, *, what: str) -> None:
-    for name, value in asked.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"{what} was made with {name} {found.get(name)}, not {value}: it has no place in this grid"
-            )
+    other = difference(found, json.loads(json.dumps(asked)))
+    if other is not None:
+        name, old, new = other
+        raise InputError(f"{what} was made with {name} {old}, not {new}: it has no place in this grid")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +36,7 @@ OPTIONS = (
     "joint", "rank", "horizon", "features", "map_rank", "own_unembedding", "draft_vocab_size", "balance",
     "trunk", "lm_weight", "steps", "batch_size", "seed",
 )  # fmt: skip
-"""Of a cell's training, fields of its row."""
+"""Of a cell's training, fields of its row; `options` has all."""
 SETTINGS = ("max_new_tokens", "samples", "speed_prompts", "speed_tokens", "draws", "seed")
 """Of the evaluation, fields of the results."""
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
@@ -93,6 +94,7 @@ def row(config: GridConfig, store: Store, variant: Variant, bootstrap: Bootstrap
         "cell": cell.name,
         "base": cell.base.name,
         **{name: getattr(cell.options, name) for name in OPTIONS},
+        "options": asdict(cell.options),
         "components": variant.components,
         "verification": variant.verification,
         "reference": reference.name if reference else None,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,9 @@ def claim(path: Path, identity: dict[str, Any], *, what: str, remove: str) -> No
         )
 
 
-def difference(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> tuple[str, Any, Any] | None:
+def difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = ""
+) -> tuple[str, Any, Any] | None:
     """The first name both have with different values, as (dotted name, old, new)."""
     for name in old:
         if name not in new or old[name] == new[name]:
