@@ -138,7 +138,7 @@ class TestContinuation:
         first = plain(model, prompt_of(5), max_new_tokens=12, return_dict_in_generate=True)
         prompt = torch.cat([first.sequences, prompt_of(more - 1, seed=1)], dim=-1)
         head = oracle(model, plain(model, prompt), horizon=HORIZON)
-        check_identical(model, head, prompt, **{CACHE: first.cache})
+        check_identical(model, head, prompt, **{CACHE: first[CACHE]})
 
     @every_kind
     def test_from_the_cache_of_drafted_generation(self, kind: str) -> None:
