@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from polydraft.errors import InputError
+from polydraft.errors import InputError, first_line
 
 ALL_LINEAR = "all-linear"
 """Every linear layer but the unembedding."""
@@ -54,8 +54,10 @@ def add_adapter(model: PreTrainedModel, *, rank: int, alpha: float, targets: Seq
     try:
         model.add_adapter(config)
     except ValueError as error:
-        names, reason = ", ".join(targets) or ALL_LINEAR, str(error).strip().splitlines()[0]
-        raise InputError(f"no adapter of layers {names} in {type(model).__name__}: {reason}") from error
+        names = ", ".join(targets) or ALL_LINEAR
+        raise InputError(
+            f"no adapter of layers {names} in {type(model).__name__}: {first_line(error)}"
+        ) from error
     for parameter in trained_parameters(model):
         parameter.data = parameter.data.float()  # PEFT makes them in the dtype of the layer they adapt
 
@@ -77,8 +79,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     try:
         found = model.load_adapter(str(folder))
     except (ValueError, RuntimeError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot load the adapter {str(folder)!r}: {reason}") from error
+        raise InputError(f"cannot load the adapter {str(folder)!r}: {first_line(error)}") from error
     if wrong := sorted({*found.missing_keys, *(str(key) for key in found.mismatched_keys)}):
         raise InputError(f"the adapter {str(folder)!r} does not fit this model: {wrong[0]}")
     for value in adapter_state(model).values():

@@ -11,3 +11,8 @@ class InputError(PolydraftError, ValueError):
     """A bad argument, file or combination of the two."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

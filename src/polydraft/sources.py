@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from polydraft.embedded import EMBEDDED
-from polydraft.errors import InputError
+from polydraft.errors import InputError, first_line
 from polydraft.resources import shipped
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")
@@ -104,8 +104,8 @@ def one_line_errors(name: str, *, what: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot load the {what} {name!r}: {hub_reason(error) or reason}") from error
+        reason = hub_reason(error) or first_line(error)
+        raise InputError(f"cannot load the {what} {name!r}: {reason}") from error
 
 
 def hub_reason(error: BaseException | None) -> str | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polydraft.errors import InputError, PolydraftError
+from polydraft.errors import InputError, PolydraftError, first_line
 from polydraft.evaluation.describe import describe_head
 from polydraft.hub.card import CARD, write_card
 from polydraft.hub.history import RECORD
@@ -88,7 +88,7 @@ def one_line_refusals(repo: str) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError as error:
-        raise InputError(f"{repo!r} is no name of a repository: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{repo!r} is no name of a repository: {first_line(error)}") from error
     except errors.OfflineModeIsEnabled as error:
         raise PolydraftError("HF_HUB_OFFLINE is set: unset it to push") from error
     except errors.LocalTokenNotFoundError as error:
