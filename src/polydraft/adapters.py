@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from polydraft.errors import InputError, first_line
+from polydraft.extras import install
 
 ALL_LINEAR = "all-linear"
 """Every linear layer but the unembedding."""
@@ -30,7 +31,7 @@ def require_peft() -> None:
         InputError: it is not.
     """
     if find_spec("peft") is None:
-        raise InputError("LoRA adapters need peft: pip install 'polydraft[lora]'")
+        raise InputError(f"LoRA adapters need peft: {install('lora')}")
 
 
 def add_adapter(model: PreTrainedModel, *, rank: int, alpha: float, targets: Sequence[str] = ()) -> None:

@@ -274,4 +274,4 @@ def test_a_picture_needs_matplotlib(folder: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("polydraft.training.curves.can_plot", lambda: False)
     result = run(folder, "--plot", tmp_path / "use.png")
     assert result.exit_code == 2
-    assert "pip install 'polydraft[plots]'" in result.stderr
+    assert "pip install 'matplotlib>=" in result.stderr

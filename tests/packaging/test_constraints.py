@@ -6,12 +6,16 @@ import re
 from collections.abc import Iterator
 from importlib import metadata
 
+import pytest
 from packaging.requirements import Requirement
 
 from tests.packaging.conftest import ROOT
 from tests.packaging.test_build import PROJECT
 
+LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PIN = re.compile(r"([\w.-]+)==[\w.!]+")
+TORCH = "torch==2.13.*"
+"""Torch alone is pinned by a prefix: its builds for the CPU and for CUDA have versions of their own."""
 
 
 def plain(name: str) -> str:
@@ -32,14 +36,22 @@ def brought(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[st
 
 
 def test_everything_is_pinned() -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = [PIN.fullmatch(line) for line in lines if not line.startswith("#")]
+    pins = [PIN.fullmatch(line) for line in LINES if line != TORCH]
     assert all(pins)
     names = [plain(pin[1]) for pin in pins if pin]
     assert len(names) == len(set(names))
     extras = frozenset(PROJECT["optional-dependencies"])
     needed = set(brought("polydraft", extras, set()))
-    # torch is chosen by the Makefile: builds for the CPU and for CUDA have other versions and other parts.
+    # What torch brings differs from build to build, and each build pins its own.
     own = set(brought("torch", frozenset(), set()))
     assert needed - own - {"polydraft"} <= set(names)
     assert not {"torch", "polydraft", "pip"} & set(names)
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"),
+    [("2.13.0", True), ("2.13.0+cpu", True), ("2.13.1+cu130", True), ("2.12.1", False), ("2.14.0", False)],
+)
+def test_any_build_of_the_torch_that_is_tested(version: str, taken: bool) -> None:
+    assert TORCH in LINES
+    assert Requirement(TORCH).specifier.contains(version) is taken

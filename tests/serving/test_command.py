@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from polydraft.cli import app, options
 from polydraft.errors import InputError
+from polydraft.extras import install
 from polydraft.loading import load_model
 from polydraft.serving.run import address_of, bound
 from tests.serving.server import HTTP, tiny_served
@@ -70,7 +71,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("--port", 0)
     assert (result.exit_code, result.stderr) == (
         1,
-        "error: serving needs uvicorn: pip install 'polydraft[serve]'\n",
+        f"error: serving needs uvicorn: {install('serve')}\n",
     )
 
 

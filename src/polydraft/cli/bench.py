@@ -88,6 +88,7 @@ def bench(
     from polydraft.evaluation.prompts import prompts_path, read_prompts
     from polydraft.evaluation.report import check_writable, report, write_report
     from polydraft.evaluation.runs import Sampling
+    from polydraft.extras import install
     from polydraft.training.curves import can_plot
 
     console = options.error_console()
@@ -160,7 +161,7 @@ def bench(
     if can_plot():
         plot_report(content, json_path.with_suffix(".png"))
     else:
-        console.print("no picture without matplotlib: pip install 'polydraft[plots]'", markup=False)
+        console.print(f"no picture without matplotlib: {install('plots')}", markup=False)
 
 
 def figures_table(content: dict[str, Any]) -> Table:

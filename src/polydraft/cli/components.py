@@ -45,6 +45,7 @@ def components(
     from polydraft.evaluation.component_plot import plot_components
     from polydraft.evaluation.components import component_report
     from polydraft.evaluation.report import check_writable, write_report
+    from polydraft.extras import install
     from polydraft.training.curves import can_plot
     from polydraft.training.gating import TextSample
 
@@ -54,7 +55,7 @@ def components(
         if path is not None:
             check_writable(path)
     if plot_path is not None and not can_plot():
-        raise InputError("--plot needs matplotlib: pip install 'polydraft[plots]'")
+        raise InputError(f"--plot needs matplotlib: {install('plots')}")
     session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)
     config = session.head.config
     if config.rank == 1:

@@ -189,6 +189,7 @@ def compare(
     from polydraft.evaluation.peer_plots import plot_peers
     from polydraft.evaluation.peer_report import peer_report, write_peer_report
     from polydraft.evaluation.peers import Peers
+    from polydraft.extras import install
     from polydraft.training.curves import can_plot
 
     out, rounds = request.out, request.rounds
@@ -217,7 +218,7 @@ def compare(
     if can_plot():
         plot_peers(content, out / "peers.png")
     else:
-        console.print("no picture without matplotlib: pip install 'polydraft[plots]'", markup=False)
+        console.print(f"no picture without matplotlib: {install('plots')}", markup=False)
     console.print(f"figures in {out}", markup=False, soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from polydraft.cli import options
 from polydraft.errors import PolydraftError
+from polydraft.extras import install
 from polydraft.modes import DRAFTING
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -67,7 +68,7 @@ def serve(
     """
     for package in NEEDED:
         if find_spec(package) is None:
-            raise PolydraftError(f"serving needs {package}: pip install 'polydraft[serve]'")
+            raise PolydraftError(f"serving needs {package}: {install('serve')}")
     from polydraft.serving.settings import Settings
 
     settings = Settings(

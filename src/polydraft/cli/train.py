@@ -226,6 +226,7 @@ def train(
     from polydraft.cli.progress import TrainingProgress
     from polydraft.errors import InputError
     from polydraft.evaluation.prompts import read_rows
+    from polydraft.extras import install
     from polydraft.hub import write_card
     from polydraft.loading import load_head
     from polydraft.sources import head_source
@@ -329,4 +330,4 @@ def train(
     if can_plot():
         plot_curves(out / "training.json", out / "training.png")
     else:
-        console.print("no picture without matplotlib: pip install 'polydraft[plots]'", markup=False)
+        console.print(f"no picture without matplotlib: {install('plots')}", markup=False)

@@ -26,8 +26,9 @@ A draft head for speculative decoding with polydraft. It reads the base model's 
 text stays the same, sampled text keeps the same distribution."""
 USE = """## Use
 
+polydraft is on no package index: `pip install .` in a clone of its repository. Then
+
 ```
-pip install polydraft
 polydraft generate --model {model} --head {head}{option} --stats "Once upon"
 ```
 
