@@ -210,8 +210,16 @@ def test_a_seed_decides_the_text_whoever_else_is_there(client: openai.OpenAI) ->
     assert crowd == alone
     plain = complete(client, "hello", n=3, **SAMPLED, extra_body={"polydraft": {"drafted": False}})
     assert [choice.text for choice in plain.choices] == alone
-    assert complete(client, "hello", **SAMPLED | {"seed": 6}).choices[0].text == alone[1]
-    assert complete(client, "hello", **SAMPLED | {"seed": -1}).choices[0].text not in alone
+    for seed in (-1, 4, 6):
+        assert complete(client, "hello", **SAMPLED | {"seed": seed}).choices[0].text not in alone
+
+
+def test_choices_of_a_seed_do_not_depend_on_their_number(client: openai.OpenAI) -> None:
+    """A prompt that stands twice in a request has more choices."""
+    texts = [choice.text for choice in complete(client, "hello", n=4, **SAMPLED).choices]
+    assert complete(client, "hello", **SAMPLED).choices[0].text == texts[0]
+    both = complete(client, ["hello", "a", "hello"], n=2, **SAMPLED).choices
+    assert [choice.text for choice in both[:2] + both[4:]] == texts
 
 
 def test_without_a_seed_texts_differ(client: openai.OpenAI) -> None:

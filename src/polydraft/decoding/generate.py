@@ -42,7 +42,8 @@ def decoder(
         head: attached to the model, or attachable (it is then attached at the first call).
         streamer: receives the prompt, then every token. generator: randomness; torch's own if None.
         seed: of a sampled text, in place of a generator: the text then follows from prompt, options and seed
-            alone, whatever is drafted; see `GumbelNoise`. Calls give the same text again, rows differ.
+            alone, whatever is drafted and whoever shares the batch; see `GumbelNoise`. Texts of one prompt
+            (`num_return_sequences`) are independent of each other; another call gives the same ones again.
         verification: of sampled drafts, "token", or "block" of chains. drafting: "chain", "tree" or
             "components", see `Engine`, or "auto", trees where the model takes them. The text is the base
             model's own, whichever is chosen.

@@ -74,6 +74,7 @@ def new_row(
     presence_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
     seed: int = 0,
+    choice: int = 0,
     drafted: bool = True,
     trace: int | None = None,
 ) -> LiveRow:
@@ -82,7 +83,7 @@ def new_row(
     Args:
         prompt: token ids, at least one. device: of the model.
         max_new_tokens: 1 or more. end_tokens: behind any of these the text ends.
-        temperature: 0 takes the likeliest token; else `GumbelNoise` of the `seed` decides.
+        temperature: 0 takes the likeliest token; else `GumbelNoise` of `seed`, prompt and `choice` decides.
         top_p, top_k, min_p, repetition_penalty, logit_bias: as transformers' processors; 1, 0, 0, 1 for none.
         frequency_penalty, presence_penalty: see `OccurrencePenalty`.
         drafted: False decodes this text plainly.
@@ -108,7 +109,7 @@ def new_row(
         processors.append(OccurrencePenalty(frequency_penalty, presence_penalty, behind=len(prompt)))
     if temperature:
         processors += _sampling(temperature, top_p=top_p, top_k=top_k, min_p=min_p)
-        processors.append(GumbelNoise(seed))
+        processors.append(GumbelNoise(seed, prompt=prompt, choice=choice))
     criteria = StoppingCriteriaList([MaxLengthCriteria(len(prompt) + max_new_tokens)])
     if end_tokens:
         criteria.append(EosTokenCriteria(sorted(end_tokens)))

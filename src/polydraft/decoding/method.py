@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.compiled import warm_up
 from polydraft.decoding.engine import Engine
 from polydraft.decoding.loop import run
-from polydraft.decoding.noise import GumbelNoise
+from polydraft.decoding.noise import GumbelNoise, check_seed, choices_of
 from polydraft.decoding.output import DraftedOutput, together
 from polydraft.decoding.plan import Plan
+from polydraft.decoding.processing import of_row
 from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
 from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
 from polydraft.decoding.row import Row, Streamer
@@ -53,7 +54,9 @@ class Decoder:
             raise InputError("a seed takes the place of a generator: give one of them")
         if seed is not None and plan.verification != VERIFICATION:
             raise InputError("a seed couples the draws, which are not verified by block: leave one out")
-        self.noise = None if seed is None else GumbelNoise(seed)
+        if seed is not None:
+            check_seed(seed)
+        self.seed = seed
         self.head = head
         self.streamer = streamer
         self.generator = generator
@@ -95,10 +98,11 @@ class Decoder:
             refuse_length(model, shortest=min(sizes), longest=longest)
         prompts = unread(texts, seen=cache.get_seq_length(), width=input_ids.shape[1])
         do_sample = bool(generation_config.do_sample)
-        if self.noise is not None and do_sample:
+        noises = None
+        if self.seed is not None and do_sample:
             if generation_config.output_scores:
                 raise InputError("output_scores of a seeded text would hold its noise: ask for output_logits")
-            logits_processor, do_sample = LogitsProcessorList([*logits_processor, self.noise]), False
+            noises, do_sample = _noises(self.seed, texts, width=input_ids.shape[1]), False
         drafting = self.plan.drafts(model, do_sample=do_sample)
         if rows > 1 or drafting == "tree":
             refuse_batch(model)
@@ -128,8 +132,12 @@ class Decoder:
             adapted = AdaptedTrunk(model, self.head, switch, texts, longest=longest)
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
+        own: list[LogitsProcessorList | None] = [None] * rows
+        if noises is not None:
+            own = [LogitsProcessorList([*of_row(logits_processor, at), noises[at]]) for at in range(rows)]
         texts_of = [
-            Row(ids[None], stopping_criteria, self.streamer, index=at) for at, ids in enumerate(input_ids)
+            Row(ids[None], stopping_criteria, self.streamer, index=at, processors=own[at])
+            for at, ids in enumerate(input_ids)
         ]
         self.statistics = run(engine, texts_of, prompts, trunk, adapted=adapted)
         if self.streamer is not None:
@@ -161,6 +169,15 @@ class Decoder:
             on_progress("measuring what drafts cost here, once")
         drafting = self.plan.drafts(model, do_sample=do_sample)
         self.plan.policies(model, self.head, drafting, rows=rows)
+
+
+def _noises(seed: int, texts: Sequence[Tensor], *, width: int) -> list[GumbelNoise]:
+    """Of each of `texts` (T_b,), which are padded on the left to `width` tokens."""
+    prompts = [text.tolist() for text in texts]
+    return [
+        GumbelNoise(seed, prompt=prompt, choice=choice, padding=width - len(prompt))
+        for prompt, choice in zip(prompts, choices_of(prompts), strict=True)
+    ]
 
 
 def _padding(config: GenerationConfig) -> int:

@@ -1,70 +1,128 @@
-"""Sampling whose randomness belongs to a place in the text: a seeded text is the same however it is drafted.
+"""Sampling noise that belongs to a position of a text: a seeded text is the same however it is drafted.
 
 A token drawn from p is the argmax of log p + g, g independent standard Gumbel noise (the Gumbel-max trick).
-Here g is a function of the seed, the row and the place in the text alone. Added to the processed rows of the
-base model it makes sampling a search for the largest entry, and added to those of the draft head it makes
-drafts that are likely to be it: both look at the same noise. So drafting, verification and their tests are
-those of greedy decoding; which drafts were made, how many, and who else is in the batch leave no trace in
+Here g is a function of the seed, the prompt, the choice and the position alone. Added to the processed rows
+of the base model it makes sampling a search for the largest entry, and added to those of the draft head it
+makes drafts that are likely to be it: both look at the same noise. So drafting, verification and their tests
+are those of greedy decoding; which drafts were made, how many, and who else is in the batch leave no trace in
 the text.
 
 After Daliri, Musco and Suresh 2024, "Coupling without Communication and Drafter-Invariant Speculative
-Decoding" (arXiv 2408.07978); trees of drafts and places as keys are ours. A single draft is kept with
+Decoding" (arXiv 2408.07978); trees of drafts and positions as keys are ours. A single draft is kept with
 probability at least (1 - d) / (1 + d), d the total variation between q and p.
+
+The numbers are those of SplitMix64, the counter-based generator of Steele, Lea and Flood 2014, "Fast
+splittable pseudorandom number generators" (OOPSLA, doi 10.1145/2660193.2660195), with the constants of its
+reference implementation (https://prng.di.unimi.it/splitmix64.c): number i of the stream from s is
+mix(s + (i + 1) gamma). A position has a stream of its own, the token id is i, and s is a BLAKE2b hash (RFC
+7693) of seed, choice, prompt and position. All of it is integer arithmetic, the same on every device; so is
+the noise, up to how a device rounds a logarithm.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from struct import pack
+
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from polydraft.errors import InputError
 
-SEEDS = 2**63
-PLACES = 16
-"""How many places back noise is remembered; verification asks again for what drafting asked for."""
-SMALLEST = 1e-300
-"""In place of a zero, whose noise would be infinite."""
+KEPT = 16
+"""How many positions back noise is remembered; verification asks again for what drafting asked for."""
+BITS = 52
+"""Of each uniform number. With 23 of them one of 160 sets of 50,000 would have a 1, which wins whatever its
+probability; of 53 the largest would round to 1."""
+
+
+def signed(number: int) -> int:
+    """An unsigned number of 64 bits as torch's int64 holds it."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+GAMMA = signed(0x9E3779B97F4A7C15)
+FIRST, SECOND = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
 
 
 class GumbelNoise(LogitsProcessor):
     """scores (B, V) + g, the same g for every row; comes last, after temperature and all that shapes p.
 
     Args:
-        seed: 0 to 2^63 - 1. row: of a batch, whose rows differ.
+        seed: any number of 64 bits, -2^63 to 2^63 - 1.
+        prompt: the token ids of the whole text before the first drawn token, without padding.
+        choice: 0, 1, .. for texts drawn independently from one seed and prompt; see `choices_of`.
+        padding: how many tokens of padding come before the text in the `input_ids` of a call.
 
     Raises:
         InputError: no such seed.
     """
 
-    def __init__(self, seed: int, *, row: int = 0) -> None:
-        if not 0 <= seed < SEEDS:
-            raise InputError(f"seed must be between 0 and 2^63 - 1, got {seed}")
-        self.seed = seed
-        self.row = row
+    def __init__(self, seed: int, *, prompt: Sequence[int], choice: int = 0, padding: int = 0) -> None:
+        check_seed(seed)
+        self._key = blake2b(pack(f"<{2 + len(prompt)}q", seed, choice, *prompt)).digest()
+        self._padding = padding
         self._kept: dict[int, Tensor] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Behind the text input_ids (B, L)."""
-        return scores + self.noise(input_ids.shape[-1], scores.shape[-1]).to(scores.device)
+        """Behind the text input_ids (B, L), padding included."""
+        return scores + self.noise(input_ids.shape[-1], scores.shape[-1], device=scores.device)
 
-    def noise(self, place: int, size: int) -> Tensor:
-        """g = -log(e) behind `place` tokens, e ~ Exp(1) from Philox, a counter-based generator; (V,) float32.
+    def noise(self, length: int, size: int, *, device: torch.device | None = None) -> Tensor:
+        """g of the token ids 0 to `size` - 1 behind `length` tokens, padding included; (size,) float32."""
+        if length not in self._kept:
+            self._kept = {at: kept for at, kept in self._kept.items() if at > length - KEPT}
+            self._kept[length] = gumbel([self.start(length)], torch.arange(size, device=device))[0]
+        return self._kept[length]
 
-        Drawn in double precision: among 50,000 numbers of 23 bits one of 160 sets has a zero, which would win
-        whatever its probability.
+    def start(self, length: int) -> int:
+        """Where the stream of the position behind `length` tokens, padding included, begins; of int64."""
+        position = pack("<q", length - self._padding)
+        digest = blake2b(position, key=self._key, digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
 
-        Args:
-            size: V.
-        """
-        if place not in self._kept:
-            self._kept = {at: kept for at, kept in self._kept.items() if at > place - PLACES}
-            bits = np.random.Philox(key=self.seed + (self.row << 64), counter=place << 192)
-            drawn = np.random.Generator(bits).standard_exponential(size)
-            self._kept[place] = -torch.from_numpy(drawn).clamp_(min=SMALLEST).log_().float()
-        return self._kept[place]
 
-    def of_row(self, row: int) -> GumbelNoise:
-        """That of one row of a batch."""
-        return GumbelNoise(self.seed, row=row)
+def gumbel(starts: Sequence[int], tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise g = -log(-log u), u uniform on (0, 1); see the module.
+
+    Args:
+        starts: R streams, by where they start, of int64. tokens: (V,) int64, which of their numbers.
+
+    Returns:
+        (R, V) float32, rounded from double precision, on the device of `tokens`.
+    """
+    device = tokens.device
+    where = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
+    mixed = torch.tensor(starts, device=where)[:, None] + (tokens.to(where) + 1) * GAMMA
+    mixed = mixed.bitwise_xor_(_right(mixed, 30)).mul_(FIRST)
+    mixed = mixed.bitwise_xor_(_right(mixed, 27)).mul_(SECOND)
+    mixed = mixed.bitwise_xor_(_right(mixed, 31))
+    uniform = _right(mixed, 64 - BITS).double().add_(0.5).mul_(2.0**-BITS)
+    return uniform.log_().neg_().log_().neg_().to(device, torch.float32)
+
+
+def _right(numbers: Tensor, by: int) -> Tensor:
+    """Shifted right as unsigned numbers."""
+    return (numbers >> by).bitwise_and_(2 ** (64 - by) - 1)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a number that is no seed.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed must be between -2^63 and 2^63 - 1, got {seed}")
+
+
+def choices_of(prompts: Iterable[Sequence[int]]) -> list[int]:
+    """The choice of each text of a batch or request: how many of the same prompt came before it."""
+    seen: dict[tuple[int, ...], int] = {}
+    out = []
+    for prompt in map(tuple, prompts):
+        out.append(seen.get(prompt, 0))
+        seen[prompt] = out[-1] + 1
+    return out

@@ -58,8 +58,6 @@ def of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:
 
 
 def _of_row(processor: Any, row: int) -> Any:
-    if isinstance(processor, GumbelNoise):
-        return processor.of_row(row)
     alone = copy.copy(processor)
     if isinstance(processor, PrefixConstrainedLogitsProcessor):
         allowed = processor._prefix_allowed_tokens_fn
@@ -121,8 +119,8 @@ def _warped(
         return rows
     *first, last = processors
     if _pointwise(first) and isinstance(last, GumbelNoise):
-        noise = last.noise(prefix.shape[-1] + tokens.shape[-1], vocab_size)
-        return process(LogitsProcessorList(first), prefix, rows) + noise.to(rows.device)[draft_ids]
+        noise = last.noise(prefix.shape[-1] + tokens.shape[-1], vocab_size, device=rows.device)
+        return process(LogitsProcessorList(first), prefix, rows) + noise[draft_ids]
     if _pointwise(processors):
         return process(processors, prefix, rows)
     full = rows.new_full((len(rows), vocab_size), -torch.inf)

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from polydraft.decoding.noise import choices_of
 from polydraft.serving.errors import ApiError, refused
 from polydraft.serving.model import Served
 from polydraft.serving.requests import Choice, Job
@@ -19,7 +20,6 @@ COMPLETION_TOKENS = 16
 """Of a completion that does not say how many; a chat without a limit may fill the context."""
 GREEDY = 1e-5
 """Temperatures below are greedy, as in vLLM."""
-SEEDS = 2**63
 
 _encoding = threading.Lock()  # encoding changes a tokenizer's state
 
@@ -39,19 +39,21 @@ def chat_job(body: ChatRequest, served: Served, *, loop: asyncio.AbstractEventLo
 def completion_job(body: CompletionRequest, served: Served, *, loop: asyncio.AbstractEventLoop) -> Job:
     """The same for texts to continue; the choices of a prompt follow those of the prompt before.
 
+    A prompt that is given twice gets further choices, as with `n`.
+
     Raises:
         ApiError, InputError: it cannot be answered.
     """
     if len(body.prompts) * body.n > MOST_CHOICES:
         raise refused(f"prompts times n must be at most {MOST_CHOICES}", param="prompt")
+    prompts = [
+        encode_text(one, served) if isinstance(one, str) else check_ids(one, served) for one in body.prompts
+    ]
     choices: list[Choice] = []
-    read = 0
-    for one in body.prompts:
-        prompt = encode_text(one, served) if isinstance(one, str) else check_ids(one, served)
+    for prompt, repeat in zip(prompts, choices_of(prompts), strict=True):
         limit = room(len(prompt), body.max_tokens, served, default=COMPLETION_TOKENS, param="prompt")
-        choices += _choices(body, prompt, limit, served, first=len(choices))
-        read += len(prompt)
-    return Job(choices, read, loop)
+        choices += _choices(body, prompt, limit, served, first=len(choices), repeat=repeat)
+    return Job(choices, sum(map(len, prompts)), loop)
 
 
 def encode_chat(messages: list[Message], served: Served) -> list[int]:
@@ -130,9 +132,13 @@ def biases(body: Sampling, served: Served) -> dict[int, float]:
 
 
 def _choices(
-    body: Sampling, prompt: list[int], limit: int, served: Served, *, first: int = 0
+    body: Sampling, prompt: list[int], limit: int, served: Served, *, first: int = 0, repeat: int = 0
 ) -> list[Choice]:
-    """`body.n` rows; choice i is drawn with seed + i."""
+    """`body.n` rows, drawn independently from one seed.
+
+    Args:
+        first: the index of the first. repeat: how often the same prompt has come before.
+    """
     check_logprobs(body)
     seed = secrets.randbits(62) if body.seed is None else body.seed
     options: dict[str, Any] = {
@@ -151,7 +157,7 @@ def _choices(
     }
     return [
         Choice(
-            served.new_row(prompt, seed=(seed + index) % SEEDS, **options),
+            served.new_row(prompt, seed=seed, choice=repeat * body.n + index, **options),
             index=first + index,
             vocabulary=served.vocabulary,
             stops=body.stops,
