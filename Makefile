@@ -52,7 +52,7 @@ lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/polydraft evaluate page docs/results.md --html docs/results/index.html --check
+	$(VENV)/bin/python -m lab page docs/results.md --html docs/results/index.html --check
 
 format: setup  ## let ruff rewrite what it can
 	$(VENV)/bin/ruff check --fix .

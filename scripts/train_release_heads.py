@@ -1,6 +1,6 @@
 """Make the heads that ship: text the model writes itself, training stages, figures, comparison, installation.
 
-    python scripts/train_release_heads.py configs/release/smollm2-135m-instruct.toml [--install]
+    python scripts/train_release_heads.py lab/configs/release/smollm2-135m-instruct.toml [--install]
 
 Each step is the `polydraft` command that a user would give, printed before it runs. What is complete is not
 done again; what was killed continues. `--install` puts the head in place of the one that ships if it decodes

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 import polydraft
+from polydraft.bench import report
+from polydraft.bench.prompts import Prompt
+from polydraft.bench.runs import Run
 from polydraft.cli import app, demo, options
-from polydraft.evaluation import report
-from polydraft.evaluation.prompts import Prompt
-from polydraft.evaluation.runs import Run
 from polydraft.heads import DraftHead
 from polydraft.loading import load_head, load_model
 from polydraft.training.curves import can_plot

@@ -17,16 +17,16 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
 import polydraft
+from polydraft.bench import bandwidth, doctor
+from polydraft.bench.advice import advice, verdict
+from polydraft.bench.bandwidth import forward_bytes, memory_bandwidth
+from polydraft.bench.diagnosis import Diagnosis
+from polydraft.bench.doctor import TREE_NODES, WIDTHS
 from polydraft.cli import app
 from polydraft.decoding import measuring, plan
 from polydraft.decoding.costs import Costs, load_costs, machine_key, save_costs
 from polydraft.decoding.refusals import takes_trees
 from polydraft.decoding.statistics import DecodingStatistics
-from polydraft.evaluation import bandwidth, doctor
-from polydraft.evaluation.advice import advice, verdict
-from polydraft.evaluation.bandwidth import forward_bytes, memory_bandwidth
-from polydraft.evaluation.diagnosis import Diagnosis
-from polydraft.evaluation.doctor import TREE_NODES, WIDTHS
 from polydraft.heads import DraftHead
 from polydraft.loading import load_head, load_model
 from tests.tiny import tiny_folder, tiny_head, tiny_model

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from polydraft.bench import benchmark as benchmark_module
+from polydraft.bench.benchmark import Comparison, benchmark
+from polydraft.bench.plots import plot_report
+from polydraft.bench.prompts import Prompt, prompts_path, read_prompts
+from polydraft.bench.report import check_writable, figures, report, write_report
+from polydraft.bench.runs import Run, Sampling, pieces, run_drafted, run_plain
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
-from polydraft.evaluation import benchmark as benchmark_module
-from polydraft.evaluation.benchmark import Comparison, benchmark
-from polydraft.evaluation.plots import plot_report
-from polydraft.evaluation.prompts import Prompt, prompts_path, read_prompts
-from polydraft.evaluation.report import check_writable, figures, report, write_report
-from polydraft.evaluation.runs import Run, Sampling, pieces, run_drafted, run_plain
 from polydraft.heads import DraftHead
 from polydraft.training.curves import can_plot
 from tests.tiny import tiny_head, tiny_model, tiny_tokenizer

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, StoppingCriteriaList
 from typer.testing import CliRunner
 
 import polydraft
+from polydraft.bench.runs import Sampling, run_drafted
 from polydraft.cli import app
 from polydraft.decoding.engine import Engine
 from polydraft.decoding.row import Row
 from polydraft.errors import InputError
-from polydraft.evaluation.runs import Sampling, run_drafted
 from polydraft.heads import DraftHead
 from polydraft.modes import VERIFICATIONS
 from tests.tiny import tiny_folder, tiny_head, tiny_model, tiny_tokenizer

@@ -17,7 +17,7 @@ from polydraft.cli import app
 from polydraft.training.options import TrainOptions
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs/release").glob("*.toml"))
+CONFIGS = sorted((ROOT / "lab/configs/release").glob("*.toml"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Literal
 from polydraft.errors import InputError
 
 PACKAGE = Path(__file__).parent
-IN_CHECKOUT = {"heads": "heads", "prompts": "benchmarks/prompts"}
+IN_CHECKOUT = {"heads": "heads", "prompts": "prompts"}
 
 
 def shipped(kind: Literal["heads", "prompts"], name: str) -> Path:

@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_package_and_its_data(distributions: Path) -> None:
         if name.startswith("polydraft/")
     }
     heads = {f"data/heads/{name}": data for name, data in below(ROOT / "heads").items()}
-    prompts = {f"data/prompts/{name}": data for name, data in below(ROOT / "benchmarks/prompts").items()}
+    prompts = {f"data/prompts/{name}": data for name, data in below(ROOT / "prompts").items()}
     assert packed == below(SOURCE) | heads | prompts
     assert {"py.typed", "serving/page/index.html", "evaluation/page/page.html"} <= set(packed)
     assert "data/heads/smollm2-135m-instruct/model.safetensors" in packed

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 import polydraft
+from polydraft.bench.prompts import prompts_path, read_prompts
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.embedded import EMBEDDED
-from polydraft.evaluation.prompts import prompts_path, read_prompts
 from polydraft.heads import DraftHead
 from polydraft.heads.block import block_sizes
 from polydraft.loading import load_head, load_model

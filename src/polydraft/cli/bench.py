@@ -83,11 +83,11 @@ def bench(
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from polydraft.evaluation.benchmark import Comparison, benchmark
-    from polydraft.evaluation.plots import plot_report
-    from polydraft.evaluation.prompts import prompts_path, read_prompts
-    from polydraft.evaluation.report import check_writable, report, write_report
-    from polydraft.evaluation.runs import Sampling
+    from polydraft.bench.benchmark import Comparison, benchmark
+    from polydraft.bench.plots import plot_report
+    from polydraft.bench.prompts import prompts_path, read_prompts
+    from polydraft.bench.report import check_writable, report, write_report
+    from polydraft.bench.runs import Sampling
     from polydraft.extras import install
     from polydraft.training.curves import can_plot
 

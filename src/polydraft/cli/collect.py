@@ -42,7 +42,7 @@ def collect(
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from polydraft.evaluation.prompts import read_rows
+    from polydraft.bench.prompts import read_rows
     from polydraft.training import collect as room
 
     console = options.error_console()

@@ -41,10 +41,10 @@ def components(
     threads: options.Threads = None,
 ) -> None:
     """Show how a head uses its components: entropy of the gate, load, dead ones, what each specialises in."""
+    from polydraft.bench.component_plot import plot_components
+    from polydraft.bench.components import component_report
+    from polydraft.bench.report import check_writable, write_report
     from polydraft.errors import InputError
-    from polydraft.evaluation.component_plot import plot_components
-    from polydraft.evaluation.components import component_report
-    from polydraft.evaluation.report import check_writable, write_report
     from polydraft.extras import install
     from polydraft.training.curves import can_plot
     from polydraft.training.gating import TextSample

@@ -17,8 +17,8 @@ from polydraft.embedded import EMBEDDED
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from polydraft.evaluation.benchmark import Comparison
-    from polydraft.evaluation.runs import Run
+    from polydraft.bench.benchmark import Comparison
+    from polydraft.bench.runs import Run
 
 KINDS = ("chat", "code", "prose")
 STYLES = ("", "green", "cyan", "magenta", "yellow")
@@ -36,10 +36,10 @@ def demo(
     (about half a minute); no hub is needed.
     """
     began = time.perf_counter()
-    from polydraft.evaluation.benchmark import benchmark
-    from polydraft.evaluation.prompts import prompts_path, read_prompts
-    from polydraft.evaluation.report import report
-    from polydraft.evaluation.runs import Sampling
+    from polydraft.bench.benchmark import benchmark
+    from polydraft.bench.prompts import prompts_path, read_prompts
+    from polydraft.bench.report import report
+    from polydraft.bench.runs import Sampling
 
     out, console = Console(highlight=False), options.error_console()
     held_out = read_prompts(prompts_path("heldout"))
@@ -87,7 +87,7 @@ def style(position: int) -> str:
 
 def coloured(run: Run, tokenizer: PreTrainedTokenizerBase) -> Text:
     """The text of a run, accepted drafts in colour."""
-    from polydraft.evaluation.runs import pieces
+    from polydraft.bench.runs import pieces
 
     origins = run.origins if run.origins is not None else [0] * len(run.tokens)
     text = Text()

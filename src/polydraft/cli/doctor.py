@@ -14,7 +14,7 @@ from polydraft.cli import options
 from polydraft.modes import DRAFTING, VERIFICATION, VERIFIER
 
 if TYPE_CHECKING:
-    from polydraft.evaluation.diagnosis import Diagnosis
+    from polydraft.bench.diagnosis import Diagnosis
 
 
 def doctor(
@@ -49,11 +49,11 @@ def doctor(
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from polydraft.bench.advice import advice
+    from polydraft.bench.doctor import examine, some_of_each_kind, stages
+    from polydraft.bench.prompts import prompts_path, read_prompts
+    from polydraft.bench.runs import Sampling
     from polydraft.errors import InputError
-    from polydraft.evaluation.advice import advice
-    from polydraft.evaluation.doctor import examine, some_of_each_kind, stages
-    from polydraft.evaluation.prompts import prompts_path, read_prompts
-    from polydraft.evaluation.runs import Sampling
 
     console = options.error_console()
     for name, value in (("batch", batch), ("count", count)):
@@ -103,7 +103,7 @@ def doctor(
 
 def cost_table(found: Diagnosis) -> Table:
     """A row for each number of drafts a step, up to the widest forward timed."""
-    from polydraft.evaluation.advice import milliseconds
+    from polydraft.bench.advice import milliseconds
 
     compiled = found.compiling is not None
     caption = (

@@ -80,10 +80,10 @@ def generate(
     text = read_prompt(prompt, prompt_file)
     from transformers import TextStreamer
 
-    from polydraft.evaluation.benchmark import warm_up
-    from polydraft.evaluation.prompts import Prompt
-    from polydraft.evaluation.report import answer
-    from polydraft.evaluation.runs import Sampling, run_drafted, run_plain
+    from polydraft.bench.benchmark import warm_up
+    from polydraft.bench.prompts import Prompt
+    from polydraft.bench.report import answer
+    from polydraft.bench.runs import Sampling, run_drafted, run_plain
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,

@@ -27,7 +27,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a head is: shape, size, the base model it belongs to, how it was trained."""
-    from polydraft.evaluation.describe import describe_head
+    from polydraft.bench.describe import describe_head
     from polydraft.sources import head_folder
 
     found = describe_head(str(head_folder(head, only=WEIGHTS)))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from polydraft.evaluation.runs import Sampling
+    from polydraft.bench.runs import Sampling
     from polydraft.heads import DraftHead
 
 ModelName = Annotated[

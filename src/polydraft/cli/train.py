@@ -223,9 +223,9 @@ def train(
     ends in the same weights. On many GPUs: `torchrun --nproc-per-node N -m polydraft train ...`, or
     `accelerate launch -m polydraft train ...`; --batch-size is then that of one of them.
     """
+    from polydraft.bench.prompts import read_rows
     from polydraft.cli.progress import TrainingProgress
     from polydraft.errors import InputError
-    from polydraft.evaluation.prompts import read_rows
     from polydraft.extras import install
     from polydraft.hub import write_card
     from polydraft.loading import load_head

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from polydraft.bench.describe import describe_head
 from polydraft.embedded import EMBEDDED, WHEEL
 from polydraft.errors import InputError
-from polydraft.evaluation.describe import describe_head
 from polydraft.files import write_atomic
 from polydraft.hub.figures import figures, read_bench
 from polydraft.hub.history import training

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from polydraft.bench.describe import describe_head
 from polydraft.errors import InputError, PolydraftError, first_line
-from polydraft.evaluation.describe import describe_head
 from polydraft.hub.card import CARD, write_card
 from polydraft.hub.history import RECORD
 from polydraft.sources import ADAPTER, MAIN

@@ -116,7 +116,7 @@ def read_config(source: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(
             f"no configuration at {str(path)!r}: --trunk scratch wants --model FILE.json, a transformers "
-            "config such as configs/scratch-tiny.json"
+            "config such as lab/configs/scratch-tiny.json"
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
