@@ -52,7 +52,7 @@ lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m lab page docs/results.md --html docs/results/index.html --check
+	$(VENV)/bin/python -m lab page docs/results.md --check
 
 format: setup  ## let ruff rewrite what it can
 	$(VENV)/bin/ruff check --fix .
@@ -80,7 +80,7 @@ dist: setup  ## the source distribution and the wheel, in dist/
 	$(VENV)/bin/twine check --strict dist/*
 
 test-install: dist  ## the wheel in fresh environments, without and with the extras (downloads much)
-	for extras in '' '[plots,report,lora,serve]'; do \
+	for extras in '' '[plots,lora,serve]'; do \
 		rm -rf $(INSTALLED) && $(PYTHON) -m venv $(INSTALLED) \
 		&& $(INSTALLED)/bin/pip install -q -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)$$extras" \
 		&& $(INSTALLED)/bin/pip check \

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture
-def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The benchmark as a module."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return import_module("soak")
+from lab.benchmarks import soak
 
 
 @pytest.mark.slow
-def test_a_short_soak(soak: Any) -> None:
+def test_a_short_soak() -> None:
     torch.manual_seed(0)
     model = soak.small_model()
     sizes = {"longest": 40, "new": 20, "rows": 5}
@@ -34,7 +23,7 @@ def test_a_short_soak(soak: Any) -> None:
     assert rest[-1]["memory"] - rest[0]["memory"] < 2  # MiB; one cache of its longest text is 0.2
 
 
-def test_the_slope_is_that_of_the_second_half(soak: Any) -> None:
+def test_the_slope_is_that_of_the_second_half() -> None:
     memory = [500.0, 100.0, 90.0, 10.0, 12.0, 14.0]
     samples = [{"generations": 50 * at, "memory": found} for at, found in enumerate(memory, start=1)]
     assert soak.Counts(samples=samples).slope == pytest.approx(40.0)  # 2 MiB in 50 generations

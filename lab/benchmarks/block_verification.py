@@ -1,6 +1,6 @@
 """Block against token-wise verification on the same drafts of the same head.
 
-    python lab/benchmarks/block_verification.py --model smollm2-135m-instruct --head smollm2-135m-instruct \
+    python -m lab.benchmarks.block_verification --model smollm2-135m-instruct --head smollm2-135m-instruct \
         --prompts heldout --tokens 64 --json out.json
 
 Drafted decoding runs at T = 1, prompts alternating between the two verifications. Every step is judged

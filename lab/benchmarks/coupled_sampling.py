@@ -1,6 +1,6 @@
 """Draws coupled by noise of a place in the text, against drafts that are drawn and verified token by token.
 
-    python lab/benchmarks/coupled_sampling.py --model smollm2-135m-instruct --head smollm2-135m-instruct \
+    python -m lab.benchmarks.coupled_sampling --model smollm2-135m-instruct --head smollm2-135m-instruct \
         --prompts validation --samples 2 --tokens 96 --json out.json
 
 Each prompt is continued at T = 1 in turn: plainly, with drawn drafts, and with coupled ones (`GumbelNoise`),
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import quartiles, save, table
 from transformers import PreTrainedModel
 
 import polydraft
+from lab.benchmarks.common import quartiles, save, table
 from polydraft.bench.prompts import prompts_path, read_prompts
 from polydraft.decoding import DecodingStatistics
 from polydraft.heads import DraftHead

@@ -1,6 +1,6 @@
 """Time to draft n tokens against the forward that verifies them, side by side.
 
-    OMP_WAIT_POLICY=PASSIVE python lab/benchmarks/draft_cost.py --threads 1 --out draft_cost.json
+    OMP_WAIT_POLICY=PASSIVE python -m lab.benchmarks.draft_cost --threads 1 --out draft_cost.json
 
 A round is one verification forward of the base model, over the pending token and n drafts with a cache of
 `--context` tokens, then one draft by every head and mode, in the same process; the ratio is taken within
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from common import quartiles, random_head, save, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
+from lab.benchmarks.common import quartiles, random_head, save, table
 from polydraft.decoding.engine import Engine
 from polydraft.decoding.row import Row
 from polydraft.decoding.trunk import EagerTrunk

@@ -1,6 +1,6 @@
 """What a forward over a few new tokens costs, by the model's own forward and by the compiled path, in turn.
 
-    OMP_WAIT_POLICY=PASSIVE python lab/benchmarks/forward_cost.py --threads 1 --out forward_cost.json
+    OMP_WAIT_POLICY=PASSIVE python -m lab.benchmarks.forward_cost --threads 1 --out forward_cost.json
 
 For every width, milliseconds of a verification forward behind `--context` tokens (medians over rounds, both
 ways in the same round), their ratio, and the share of the machine's limit: the time in which its memory
@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import quartiles, save, table
 from torch import Tensor
 
+from lab.benchmarks.common import quartiles, save, table
 from polydraft.bench.bandwidth import forward_bytes, memory_bandwidth
 from polydraft.decoding.compiled import Compiled
 from polydraft.decoding.trunk import EagerTrunk
@@ -83,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             tokens = torch.randint(model.config.vocab_size, (options.rows, width))
             for name, trunk in trunks.items():
                 with trunk:
-                    spent = seconds(lambda trunk=trunk, tokens=tokens: trunk.forward(tokens))
+                    spent = seconds(partial(trunk.forward, tokens))
                 if done:  # the first round is a warm-up
                     found[name][width].append(1e3 * spent)
         for name, trunk in trunks.items():

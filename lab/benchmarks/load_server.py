@@ -1,7 +1,7 @@
 """Many clients of one server at once: none lost, every answer that of the same request alone, and how soon.
 
     polydraft serve --model smollm2-135m-instruct --head smollm2-135m-instruct --dtype float32
-    python lab/benchmarks/load_server.py --url http://127.0.0.1:8000 --clients 32 --requests 10 --out load.json
+    python -m lab.benchmarks.load_server --url http://127.0.0.1:8000 --clients 32 --requests 10
 
 Every request is a greedy chat of a prompt from the file, streamed. Each prompt in use is first asked alone;
 `equal` counts the answers under load that say the same, which is all of them in float32. Clients that are

@@ -1,6 +1,6 @@
 """Trained heads judged on the same continuations, without decoding, and held to the first of them.
 
-    python lab/benchmarks/replay_heads.py --model smollm2-135m-instruct --texts runs/family \
+    python -m lab.benchmarks.replay_heads --model smollm2-135m-instruct --texts runs/family \
         --out docs/results/heads.json \
         runs/release/block-independent-longer runs/release/block-markov
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import continuations, save, table
 
+from lab.benchmarks.common import continuations, save, table
 from lab.grid.acceptance import walk_rows
 from lab.grid.figures import ALL, Bootstrap, Counts, conditional, interval, lengths
 from lab.grid.targets import Target

@@ -1,7 +1,7 @@
 """What one training step of the from-scratch study takes, model and head together, by size, rank and horizon.
 
     python scripts/make_corpora.py --prose DIR
-    OMP_WAIT_POLICY=PASSIVE python lab/benchmarks/scratch_steps.py --threads 1 --out scratch_steps.json
+    OMP_WAIT_POLICY=PASSIVE python -m lab.benchmarks.scratch_steps --threads 1 --out scratch_steps.json
 
 A step is that of lab/configs/scratch-prose.toml: 8 windows of 128 tokens, 16 positions of each for the head;
 forward, backward and optimiser, in float32 or under bfloat16 autocast. A round is one step of every
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import quartiles, save, table
 from rich.progress import track
 from torch import Tensor
 
+from lab.benchmarks.common import quartiles, save, table
 from polydraft.training.data import collate, read_documents, windows
 from polydraft.training.objective import Objective
 from polydraft.training.options import TrainOptions

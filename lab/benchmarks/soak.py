@@ -1,6 +1,6 @@
 """Many drafted generations of random form in one process: whether memory stays flat and texts stay right.
 
-    OMP_WAIT_POLICY=PASSIVE python lab/benchmarks/soak.py --generations 2000 --out soak.json
+    OMP_WAIT_POLICY=PASSIVE python -m lab.benchmarks.soak --generations 2000 --out soak.json
 
 Every generation draws its own batch, lengths of prompts, number of new tokens, way to draft and to verify,
 temperature, end tokens, chunks of the prompt; one in twenty is ended by an exception from a logits processor
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import random_head, save, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -39,6 +38,7 @@ from transformers import (
 )
 
 import polydraft
+from lab.benchmarks.common import random_head, save, table
 from polydraft.files import write_atomic
 from polydraft.heads import DraftHead
 from polydraft.loading import load_head, load_model, parse_dtype
@@ -112,8 +112,8 @@ def small_model() -> PreTrainedModel:
         initializer_range=0.5,
         eos_token_id=None,
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return model
 
 
 def small_heads(model: PreTrainedModel) -> list[DraftHead]:

@@ -1,6 +1,6 @@
 """Trained heads, each drafting chains of its horizon, and plain decoding on the wall clock, in turn.
 
-    python lab/benchmarks/time_heads.py --tokens 64 --out docs/results/time-heads.json \
+    python -m lab.benchmarks.time_heads --tokens 64 --out docs/results/time-heads.json \
         runs/release/fused-markov runs/release/block-markov
 
 Ratios are medians over prompts of tokens per second against the plain run, and against the first head, of the
@@ -15,8 +15,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import save, table
 
+from lab.benchmarks.common import save, table
 from polydraft.bench.prompts import prompts_path, read_prompts
 from polydraft.bench.runs import Run, Sampling, run_drafted, run_plain
 from polydraft.loading import load_head, load_model, set_threads

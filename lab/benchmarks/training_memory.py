@@ -1,7 +1,7 @@
 """Peak memory of one training step over the weights, and what the loss costs in other forms.
 
-    python lab/benchmarks/training_memory.py peak --hidden-size 576 --anchors 64 256 1024 --out peak.json
-    python lab/benchmarks/training_memory.py forms --out forms.json
+    python -m lab.benchmarks.training_memory peak --hidden-size 576 --anchors 64 256 1024 --out peak.json
+    python -m lab.benchmarks.training_memory forms --out forms.json
 
 `peak`: `head_losses` and its backward pass with r = 32, n = 8 and a draft vocabulary of 131072 tokens, hidden
 states and weights random. Every figure is from a process of its own: the most anonymous memory it holds in
@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import random_anchors, random_base, random_head, save, table
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lab.benchmarks.common import random_anchors, random_base, random_head, save, table
 from polydraft.heads import DraftHead
 from polydraft.training.losses import MOST_ANCHORS, Anchors, LossWeights, chunk_losses, head_losses
 from polydraft.training.options import LOSSES, TrainOptions

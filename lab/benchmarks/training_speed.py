@@ -1,6 +1,6 @@
 """Anchors per second of a head-only training step, by member, rank and horizon.
 
-    OMP_WAIT_POLICY=PASSIVE python lab/benchmarks/training_speed.py --threads 1 --out training_speed.json
+    OMP_WAIT_POLICY=PASSIVE python -m lab.benchmarks.training_speed --threads 1 --out training_speed.json
 
 One step is `head_losses` and its backward pass over `--anchors` positions with cached hidden states: no
 forward of the base model, no optimiser. Weights, hidden states and targets are random. Two clocks: wall
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import quartiles, random_anchors, random_base, random_head, save, table
 
+from lab.benchmarks.common import quartiles, random_anchors, random_base, random_head, save, table
 from polydraft.heads import DraftHead
 from polydraft.training.losses import Anchors, head_losses
 from polydraft.training.options import LOSSES

@@ -1,6 +1,6 @@
 """Tokens per step of draft trees against the chain, by replay along texts that the base model wrote.
 
-    python lab/benchmarks/tree_acceptance.py --model smollm2-135m-instruct --head smollm2-135m-instruct \
+    python -m lab.benchmarks.tree_acceptance --model smollm2-135m-instruct --head smollm2-135m-instruct \
         --texts runs/family --nodes 3 4 6 8 12 16 --out docs/results/trees.json
 
 `--texts` is the folder of a grid (`python -m lab grid`): its continuations are taken, or written first.
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import continuations, save, table
 from torch import Tensor
 
+from lab.benchmarks.common import continuations, save, table
 from lab.grid.targets import Target
 from lab.replay import Text, features_along
 from polydraft.decoding.tree import DraftTree, Level, choose_tree
@@ -111,9 +111,13 @@ def tokens_per_step(head: DraftHead, texts: Sequence[Text], survive: Survive) ->
         fits = fitting(text.anchors, n)
         places = (torch.arange(text.anchors)[:, None] + torch.arange(1, n + 1)).clamp(max=text.anchors)
         targets = torch.where(fits, head.draft_index(text.tokens)[places], -1)
-        features, pending = features_along(head, text), text.tokens[: text.anchors]
+        (features, past), pending = features_along(head, text), text.tokens[: text.anchors]
         found = [
-            survive(head.joint(features[part], pending[part]), targets[part], text.log_probs[places[part]])
+            survive(
+                head.joint(features[part], pending[part], None if past is None else past.part(part)),
+                targets[part],
+                text.log_probs[places[part]],
+            )
             for part in torch.arange(text.anchors).split(AT_ONCE)
         ]
         walked = walk(torch.cat(found) * fits)

@@ -1,6 +1,6 @@
 """What head-only training keeps of the speed of its frozen base model's forward.
 
-    OMP_WAIT_POLICY=PASSIVE python lab/benchmarks/trunk_share.py --threads 1 --out trunk_share.json
+    OMP_WAIT_POLICY=PASSIVE python -m lab.benchmarks.trunk_share --threads 1 --out trunk_share.json
 
 On the same windows of tokens, in turn: the base model's forward without a cache, to its last hidden states
 and with the unembedding of all positions; and whole training steps, that is the same forward, the base
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import quartiles, random_head, save, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lab.benchmarks.common import quartiles, random_head, save, table
 from polydraft.files import write_atomic
 from polydraft.heads import DraftHead
 from polydraft.loading import load_model

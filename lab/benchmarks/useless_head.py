@@ -1,6 +1,6 @@
 """What a head that knows nothing costs: plain decoding and the shipped head with shuffled weights, in turn.
 
-    python lab/benchmarks/useless_head.py --tokens 128 --prompts-count 12 --out docs/results/useless-head.json
+    python -m lab.benchmarks.useless_head --tokens 128 --prompts-count 12 --out docs/results/useless-head.json
 
 Every weight of the head is shuffled, so that drafting takes as long as ever and hardly a draft is kept. Run
 `polydraft doctor` first on a quiet machine: generation goes by the costs it leaves.
@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import save, table
 
+from lab.benchmarks.common import save, table
 from polydraft.bench.prompts import prompts_path, read_prompts
 from polydraft.bench.runs import Run, Sampling, run_drafted, run_plain
 from polydraft.heads import DraftHead

@@ -13,12 +13,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from polydraft.cli import options, overhead, page, project
+from polydraft.cli import options
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
-
-app = typer.Typer(help="Compare heads that differ in a few options.", no_args_is_help=True)
 
 
 class GridProgress:
@@ -50,12 +48,6 @@ class GridProgress:
             yield lambda line: progress.update(task, advance=1, description=f"{what}: {line}")
 
 
-@app.callback()
-def evaluate() -> None:
-    """Compare heads that differ in a few options."""
-
-
-@app.command()
 def grid(
     config: Annotated[Path, typer.Argument(help="TOML file: the heads to train and how to judge them.")],
     *,
@@ -108,15 +100,10 @@ def grid(
         budget_minutes=budget_minutes,
         keep=keep,
         progress=GridProgress(console),
-        command=options.command_line(),
+        command=options.command_line("python -m lab"),
     )
     Console().print(grid_table(content))
     console.print(f"report in {folder}", markup=False, soft_wrap=True)
-
-
-app.command()(page.page)
-app.command()(overhead.overhead)
-app.command()(project.project)
 
 
 def grid_table(content: dict[str, Any]) -> Table:

@@ -84,7 +84,7 @@ def overhead(
         memory=memory,
         budget_seconds=None if budget_minutes is None else 60 * budget_minutes,
         progress=GridProgress(console),
-        command=options.command_line(),
+        command=options.command_line("python -m lab"),
     )
     Console().print(overhead_table(content))
     console.print(f"report in {out}", markup=False, soft_wrap=True)

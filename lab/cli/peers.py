@@ -1,9 +1,8 @@
-"""`polydraft bench --peers`: what it puts together, and its table."""
+"""`python -m lab peers`: other ways to decode the same prompts, beside ours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from polydraft.cli import options
 from polydraft.cli.options import Session
-from polydraft.errors import InputError
+from polydraft.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     from lab.peers.contestants import Contestant
@@ -22,181 +21,105 @@ if TYPE_CHECKING:
     from polydraft.bench.prompts import Prompt
     from polydraft.bench.runs import Sampling
 
-PANEL = "Side by side with others (--peers)"
-WithPeers = Annotated[
-    bool,
-    typer.Option(
-        "--peers",
-        help="Compare with other ways to decode too: static cache and compile, prompt lookup, assisted "
-        "generation, further heads.",
-        rich_help_panel=PANEL,
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Folder for figures, picture, and every round done, which is not done again.",
-        show_default=False,
-        rich_help_panel=PANEL,
-    ),
-]
-PeerHeads = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--peer-head",
-        metavar="NAME=HEAD[,OPTION=VALUE...]",
-        help="A further head, and options of polydraft.generate that it drafts with. Any number of them.",
-        show_default=False,
-        rich_help_panel=PANEL,
-    ),
-]
-DraftModel = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="A small model for assisted generation.",
-        show_default=False,
-        rich_help_panel=PANEL,
-    ),
-]
-LookupTokens = Annotated[
-    int | None,
-    typer.Option(
-        help="Drafts of prompt lookup, by itself and beside the head; else 10.",
-        show_default=False,
-        rich_help_panel=PANEL,
-    ),
-]
-Batches = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--batch",
-        help="Prompts decoded together; several sizes may be given, else 1 and 8.",
-        show_default=False,
-        rich_help_panel=PANEL,
-    ),
-]
-Repeats = Annotated[
-    int | None,
-    typer.Option(
-        help="Times that a batch of several prompts is decoded, else 3; single prompts are once.",
-        show_default=False,
-        rich_help_panel=PANEL,
-    ),
-]
-BudgetMinutes = Annotated[
-    float | None,
-    typer.Option(
-        help="Begin no round later than this; the same command goes on with the rest.",
-        show_default=False,
-        rich_help_panel=PANEL,
-    ),
-]
-
 TEMPERATURES = (0.0, 1.0)
 BATCHES = (1, 8)
-REPEATS = 3
-LOOKUP_TOKENS = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a comparison is asked for. `heads`: (name, head, options) of the further ones."""
-
-    out: Path
-    rounds: Sequence[Round]
-    heads: Sequence[tuple[str, str, dict[str, Any]]]
-    draft_model: str | None
-    lookup_tokens: int
-    budget_seconds: float | None
-
-
-def ask(
-    prompts: Sequence[Prompt],
+def peers(
     *,
-    with_peers: bool,
-    temperatures: list[float] | None,
-    json_path: Path | None,
-    out: Path | None,
-    peer_heads: list[str] | None,
-    draft_model: str | None,
-    lookup_tokens: int | None,
-    batches: list[int] | None,
-    repeats: int | None,
-    budget_minutes: float | None,
-) -> Request | None:
-    """The options of the command, checked before anything is loaded; None without `--peers`.
+    model: options.ModelName = EMBEDDED,
+    head: options.HeadName = EMBEDDED,
+    prompts: Annotated[
+        list[str],
+        typer.Option(metavar="FILE", help="As of `polydraft bench`; may be given several times."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder for figures, picture, and every round done, which is not done again."
+        ),
+    ],
+    max_new_tokens: options.MaxNewTokens = 128,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(help="0 is greedy; several. By default 0 and 1.", show_default=False),
+    ] = None,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: Annotated[int, typer.Option(help="Prompt i uses seed + i, in every way to decode.")] = 0,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Prompts decoded together; several. By default 1 and 8.", show_default=False),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(help="Times that a batch of several prompts is decoded; single prompts are once.")
+    ] = 3,
+    peer_head: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=HEAD[,OPTION=VALUE...]",
+            help="A further head, and options of polydraft.generate that it drafts with; several.",
+            show_default=False,
+        ),
+    ] = None,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A small model for assisted generation.", show_default=False),
+    ] = None,
+    lookup_tokens: Annotated[
+        int, typer.Option(min=1, help="Drafts of prompt lookup, by itself and beside the head.")
+    ] = 10,
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Begin no round later than this; the same command goes on with the rest.", show_default=False
+        ),
+    ] = None,
+    dtype: options.DtypeName = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Compare ways to decode the same prompts: plain, static cache and compile, prompt lookup, heads.
 
-    Raises:
-        InputError: an option that belongs to the other comparison, or one that cannot be; named.
+    They run in turn on each prompt, greedily and sampled, alone and in batches; each is compared with plain
+    decoding of the same round.
     """
-    from lab.peers.contestants import parse_peer_head
-    from lab.peers.rounds import plan
-    from polydraft.sources import head_source
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    if not with_peers:
-        given = {
-            "--out": out,
-            "--peer-head": peer_heads,
-            "--draft-model": draft_model,
-            "--lookup-tokens": lookup_tokens,
-            "--batch": batches,
-            "--repeats": repeats,
-            "--budget-minutes": budget_minutes,
-            "a second --temperature": (temperatures or [])[1:],
-        }
-        for name, value in given.items():
-            if value not in (None, []):
-                raise InputError(f"{name} is for the comparison with others: add --peers, or leave it out")
-        return None
-    if out is None or json_path is not None:
-        raise InputError("--peers keeps its figures in a folder: name it with --out, and leave --json out")
-    heads = [parse_peer_head(text) for text in peer_heads or ()]
+    from lab.peers.contestants import parse_peer_head
+    from lab.peers.plots import plot_peers
+    from lab.peers.report import peer_report, write_peer_report
+    from lab.peers.rounds import plan
+    from lab.peers.run import Peers
+    from polydraft.bench.prompts import prompts_path, read_prompts
+    from polydraft.bench.runs import Sampling
+    from polydraft.extras import install
+    from polydraft.sources import head_source
+    from polydraft.training.curves import can_plot
+
+    console = options.error_console()
+    questions = [prompt for name in prompts for prompt in read_prompts(prompts_path(name))]
+    heads = [parse_peer_head(text) for text in peer_head or ()]
     for _, source, _ in heads:
         head_source(source)
     rounds = plan(
-        prompts,
-        temperatures=temperatures or TEMPERATURES,
-        batches=batches or BATCHES,
-        repeats=REPEATS if repeats is None else repeats,
+        questions, temperatures=temperature or TEMPERATURES, batches=batch or BATCHES, repeats=repeats
     )
-    if lookup_tokens is not None and lookup_tokens < 1:
-        raise InputError(f"--lookup-tokens must be at least 1, got {lookup_tokens}")
-    return Request(
-        out=out,
-        rounds=rounds,
+    sampling = Sampling(max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p, seed=seed)
+    session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)
+    console.print(session.threads)
+    contestants = _contestants(
+        session,
+        questions,
+        sampling,
+        head=head,
         heads=heads,
         draft_model=draft_model,
-        lookup_tokens=lookup_tokens or LOOKUP_TOKENS,
-        budget_seconds=None if budget_minutes is None else 60 * budget_minutes,
+        lookup_tokens=lookup_tokens,
+        console=console,
     )
-
-
-def compare(
-    session: Session,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    request: Request,
-    *,
-    model: str,
-    head: str,
-    console: Console,
-) -> None:
-    """Run all rounds that are lacking; print the table, keep figures and picture."""
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from lab.peers.plots import plot_peers
-    from lab.peers.report import peer_report, write_peer_report
-    from lab.peers.run import Peers
-    from polydraft.extras import install
-    from polydraft.training.curves import can_plot
-
-    out, rounds = request.out, request.rounds
-    contestants = _contestants(session, prompts, sampling, request, head=head, console=console)
     settings = {"model": model, "head": head, "dtype": str(session.dtype).removeprefix("torch.")}
-    peers = Peers(
-        session.model, session.tokenizer, contestants, prompts, sampling, out=out, settings=settings
+    compared = Peers(
+        session.model, session.tokenizer, contestants, questions, sampling, out=out, settings=settings
     )
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -208,11 +131,12 @@ def compare(
         def note(line: str) -> None:
             progress.console.print(line, markup=False, soft_wrap=True)
 
-        found = peers.run(rounds, budget_seconds=request.budget_seconds, on_round=advance, on_note=note)
+        budget = None if budget_minutes is None else 60 * budget_minutes
+        found = compared.run(rounds, budget_seconds=budget, on_round=advance, on_note=note)
     if not found:
         console.print("no round fitted into the budget: give more minutes", markup=False)
         return
-    content = peer_report(found, settings=peers.settings, command=options.command_line())
+    content = peer_report(found, settings=compared.settings, command=options.command_line("python -m lab"))
     Console().print(peers_table(content))
     write_peer_report(content, out)
     if can_plot():
@@ -226,12 +150,14 @@ def _contestants(
     session: Session,
     prompts: Sequence[Prompt],
     sampling: Sampling,
-    request: Request,
     *,
     head: str,
+    heads: Sequence[tuple[str, str, dict[str, Any]]],
+    draft_model: str | None,
+    lookup_tokens: int,
     console: Console,
 ) -> list[Contestant]:
-    from polydraft.bench import peers_contestants as peers
+    from lab.peers import contestants as peers
     from polydraft.loading import load_head, load_model
 
     model, tokenizer = session.model, session.tokenizer
@@ -239,17 +165,17 @@ def _contestants(
     found = [
         peers.plain(model),
         peers.static(model, length=longest + sampling.max_new_tokens),
-        peers.lookup(model, tokens=request.lookup_tokens),
+        peers.lookup(model, tokens=lookup_tokens),
     ]
-    if request.draft_model is None:
+    if draft_model is None:
         console.print("without assisted generation: name a small model with --draft-model", markup=False)
     else:
-        found.append(peers.assisted(model, load_model(request.draft_model, dtype=session.dtype)[0]))
-    for name, source, given in request.heads:
+        found.append(peers.assisted(model, load_model(draft_model, dtype=session.dtype)[0]))
+    for name, source, given in heads:
         peer = load_head(source, model=model, tokenizer=tokenizer)
         about = ", ".join([f"head {source}", *(f"{key} {value}" for key, value in given.items())])
         found.append(peers.drafted(model, peer, name=name, about=about, options=given))
-    lookup = {"prompt_lookup_num_tokens": request.lookup_tokens}
+    lookup = {"prompt_lookup_num_tokens": lookup_tokens}
     for name, about, given in (
         (peers.OURS, f"head {head}", {}),
         (peers.COMBINED, f"head {head} where lookup finds nothing", lookup),

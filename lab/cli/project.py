@@ -166,7 +166,9 @@ def project(
         roofline = report.from_roofline(
             models, device, sweep, acceptance=acceptance_from, components=components
         )
-    content = report.run_projection(out, measured=measured, roofline=roofline, command=options.command_line())
+    content = report.run_projection(
+        out, measured=measured, roofline=roofline, command=options.command_line("python -m lab")
+    )
     console = Console()
     if measured is not None:
         console.print(measured_table(measured))

@@ -12,7 +12,7 @@ from lab.grid.config import Base, Cell, GridConfig, Variant
 from lab.grid.progress import Progress
 from lab.grid.store import Store, read_json, write_json
 from lab.grid.targets import Target, Targets
-from polydraft.bench.prompts import Prompt, prompts_path, read_prompts
+from polydraft.bench.prompts import Prompt, prompts_path, read_prompts, spread
 from polydraft.bench.runs import Run, Sampling, run_drafted, run_plain
 
 WARM_UP_TOKENS = 8
@@ -129,13 +129,3 @@ def speed_row(prompt: Prompt, run: Run, plain: Run) -> dict[str, Any]:
         "plain_seconds": plain.seconds,
         "plain_tokens": len(plain.tokens),
     }
-
-
-def spread(kinds: Sequence[str | None]) -> list[int]:
-    """Indices of prompts, one of each kind in turn, so that the first few are of all kinds."""
-    seen: dict[str | None, int] = {}
-    turns = []
-    for index, kind in enumerate(kinds):
-        turns.append((seen.get(kind, 0), index))
-        seen[kind] = seen.get(kind, 0) + 1
-    return [index for _, index in sorted(turns)]

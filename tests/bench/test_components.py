@@ -169,7 +169,7 @@ def test_parts_of_a_character_go_by_their_names() -> None:
 
 
 def test_the_ablation_changes_one_option_a_cell() -> None:
-    config = read_config(Path(__file__).parents[2] / "configs" / "craft.toml")
+    config = read_config(Path(__file__).parents[2] / "lab/configs" / "craft.toml")
     plain = vars(config.cell("cp8").options)
     changed = {
         cell.name: {name: value for name, value in vars(cell.options).items() if value != plain[name]}

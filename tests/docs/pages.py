@@ -91,9 +91,14 @@ def blocks(page: str) -> list[Block]:
 
 
 def polydraft_words(words: list[str]) -> list[str] | None:
-    """What follows `polydraft` in a command, however it is started; None if it is another program's."""
+    """What follows `polydraft` in a command, however it is started; None if it is another program's.
+
+    The words of `python -m lab` come with `lab` before them.
+    """
     words = [word for word in words if not SETTING.fullmatch(word + " ")]
     if words[0] == "polydraft":
         return words[1:]
-    module = [i for i in range(len(words) - 1) if words[i : i + 2] == ["-m", "polydraft"]]
-    return words[module[0] + 2 :] if module else None
+    for i in range(len(words) - 1):
+        if words[i] == "-m" and words[i + 1] in ("polydraft", "lab"):
+            return words[i + 1 :] if words[i + 1] == "lab" else words[i + 2 :]
+    return None

@@ -6,9 +6,11 @@ from typing import Any
 
 import typer
 
-from polydraft.cli import app
+import lab.cli
+import polydraft.cli
 
-COMMANDS: Any = typer.main.get_command(app)
+COMMANDS: Any = typer.main.get_command(polydraft.cli.app)
+LAB: Any = typer.main.get_command(lab.cli.app)
 ELLIPSIS = "..."
 """Stands in a command for what the reader fills in."""
 
@@ -20,7 +22,10 @@ def parse(words: list[str]) -> Any:
         Exception: the command line's own, of class `UsageError`: an unknown command or option, a value of
             another type, words left over; something that is needed is not there, unless an ellipsis is.
     """
-    command, name, rest, context = COMMANDS, "polydraft", [word for word in words if word != ELLIPSIS], None
+    rest, context = [word for word in words if word != ELLIPSIS], None
+    command, name = COMMANDS, "polydraft"
+    if rest[0] == "lab":
+        command, name, rest = LAB, "lab", rest[1:]
     while hasattr(command, "commands") and rest:
         context = typer.Context(command, info_name=name, parent=context)
         name, command, rest = command.resolve_command(context, rest)
@@ -34,7 +39,7 @@ def parse(words: list[str]) -> Any:
 
 def option_names() -> set[str]:
     """Every `--option` of every command."""
-    found, commands = {"--help"}, [COMMANDS]
+    found, commands = {"--help"}, [COMMANDS, LAB]
     while commands:
         command = commands.pop()
         commands += getattr(command, "commands", {}).values()

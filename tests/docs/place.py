@@ -44,7 +44,7 @@ SMALL = {
     " --map-rank 4 --markov-rank 4 --draft-vocab-size 64",
     "components": "--windows 2 --anchors-per-window 4",
     "prune": "--windows 2 --anchors-per-window 4",
-    "evaluate overhead": "--model path/to/model --rounds 1 --cycles 1 --positions 8 --no-memory"
+    "lab overhead": "--model path/to/model --rounds 1 --cycles 1 --positions 8 --no-memory"
     " --draft-vocab-size 64 --feature-size 16 --map-rank 4",
 }
 """Options added to a command; of those given twice the last one counts."""
@@ -67,7 +67,7 @@ def make_supplies(folder: Path) -> Path:
 
 def lay_out(folder: Path, supplies: Path) -> None:
     """What pages name without making it: copies of folders of the repository, and the placeholders."""
-    for name in ("configs", "docs/results"):
+    for name in ("lab/configs", "docs/results"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.png", "*.html"))
     shutil.copytree(ROOT / "heads", folder / "heads", copy_function=os.symlink)
     shutil.copytree(
@@ -101,5 +101,5 @@ def small(words: list[str], supplies: Path) -> list[str]:
         if option in READ and word != option and not Path(word).exists():
             supply(Path(word), supplies / READ[option])
         out.append(word)
-    name = " ".join(words[:2]) if words[0] == "evaluate" else words[0]
+    name = " ".join(words[:2]) if words[0] == "lab" else words[0]
     return out + SMALL.get(name, "").split()

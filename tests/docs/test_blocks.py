@@ -41,7 +41,7 @@ def test_the_command_line_takes_it(words: list[str]) -> None:
 def options_of_scripts() -> set[str]:
     """What the programs of scripts and benchmarks take."""
     sources = (
-        path.read_text() for folder in ("scripts", "benchmarks") for path in (ROOT / folder).glob("*.py")
+        path.read_text() for folder in ("scripts", "lab/benchmarks") for path in (ROOT / folder).glob("*.py")
     )
     return {option for text in sources for option in re.findall(r'"(--[a-z][\w-]*)"', text)}
 

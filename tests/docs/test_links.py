@@ -14,7 +14,7 @@ PAGES = sorted(
     p.relative_to(ROOT).as_posix()
     for p in [
         ROOT / "README.md",
-        *(p for d in ("docs", "examples", "heads", "benchmarks") for p in (ROOT / d).rglob("*.md")),
+        *(p for d in ("docs", "examples", "heads", "prompts", "lab") for p in (ROOT / d).rglob("*.md")),
     ]
 )
 

@@ -18,7 +18,7 @@ import pytest
 import polydraft
 from tests.docs.pages import ROOT
 
-ROOMS = ("decoding", "heads", "joint", "training", "evaluation", "serving", "hub")
+ROOMS = ("decoding", "heads", "joint", "training", "bench", "serving", "hub")
 DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 PAGES = {path.name: path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md")}
 DIRECTIVES = [name for text in PAGES.values() for name in DIRECTIVE.findall(text)]

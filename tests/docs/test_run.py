@@ -17,8 +17,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import lab.cli
 import polydraft
-from polydraft.cli import app
+import polydraft.cli
 from polydraft.joint import MEMBERS
 from polydraft.loading import load_head, load_model
 from tests.docs.pages import ROOT, Block, blocks, pages, polydraft_words
@@ -110,7 +111,9 @@ def run_shell(block: Block, supplies: Path) -> None:
             subprocess.run(words, check=True)
         elif ELLIPSIS not in after:
             assert after[0] not in ENDLESS, f"{block.page}:{block.line}: mark this block"
-            result = CliRunner(env={"COLUMNS": "200"}).invoke(app, small(after, supplies))
+            app = lab.cli.app if after[0] == "lab" else polydraft.cli.app
+            given = small(after, supplies)
+            result = CliRunner(env={"COLUMNS": "200"}).invoke(app, given[after[0] == "lab" :])
             assert result.exit_code == 0, f"{block.page}:{block.line}: {' '.join(after)}\n{result.output}"
 
 

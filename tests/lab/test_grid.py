@@ -16,11 +16,11 @@ import torch
 from transformers import TrainerCallback
 from typer.testing import CliRunner, Result
 
+from lab.cli import app
 from lab.grid.config import GridConfig
 from lab.grid.parse import read_config
 from lab.grid.progress import Silent
 from lab.grid.run import run_grid
-from polydraft.cli import app
 from polydraft.errors import InputError
 from polydraft.loading import load_model
 from polydraft.training.curves import can_plot
@@ -85,7 +85,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(*args: str | Path) -> Result:
     runner = CliRunner(env={"COLUMNS": "200"})
-    return runner.invoke(app, ["evaluate", "grid", *map(str, args), "--threads", "1"])
+    return runner.invoke(app, ["grid", *map(str, args), "--threads", "1"])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -148,7 +148,7 @@ def test_report(root: Path) -> None:
     assert "ratio" not in rows["ind"]["acceptance"]["greedy"]["all"]
     assert rows["cp2"]["acceptance"]["components"]["all"]["ratio"] > 0
     assert rows["cp2"]["parameters"] > rows["ind"]["parameters"]
-    assert found["command"].startswith("polydraft")
+    assert found["command"].startswith("python -m lab ")
     text = (root / "out" / "results.md").read_text()
     assert "| cp2-top1 | 2 |" in text
     if can_plot():

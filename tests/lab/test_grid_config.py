@@ -67,7 +67,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
 
 
 def test_the_shipped_file() -> None:
-    config = read_config(Path(__file__).parents[2] / "configs" / "family.toml")
+    config = read_config(Path(__file__).parents[2] / "lab/configs" / "family.toml")
     assert {cell.options.joint for cell in config.cells} == {
         "independent", "cp", "hmm", "tree", "markov", "cp-markov"
     }  # fmt: skip
@@ -169,7 +169,7 @@ def test_refusals_of_bases_and_axes(tmp_path: Path, old: str, new: str, message:
 
 @pytest.mark.parametrize("name", ["field", "scratch-prose", "scratch-code", "finetune"])
 def test_the_files_of_the_results(name: str) -> None:
-    config = read_config(Path(__file__).parents[2] / "configs" / f"{name}.toml")
+    config = read_config(Path(__file__).parents[2] / "lab/configs" / f"{name}.toml")
     assert all(config.reference(cell) for cell in config.cells)
     assert config.tables
 

@@ -11,9 +11,9 @@ import torch
 from lab.grid.figures import Bootstrap, Counts, conditional, interval, lengths, speeds
 from lab.grid.plots import plot_results
 from lab.grid.report import step_ratio
-from lab.grid.speed import spread
 from lab.grid.store import difference
 from lab.grid.tables import markdown
+from polydraft.bench.prompts import spread
 from polydraft.training.curves import can_plot
 
 KINDS = ["a", "a", "b", None]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
+from lab.cli import app
 from lab.grid.progress import Silent
 from lab.overhead import cycle, memory, run
 from lab.overhead.cells import Cell, Sizes, make_cells, make_head, parameters
@@ -21,7 +22,6 @@ from lab.overhead.machine import matmul_flops
 from lab.overhead.results import Estimator
 from lab.overhead.rounds import WIDTHS, Benches, Settings
 from lab.overhead.step import Step, training_batch, trunk_forward
-from polydraft.cli import app
 from polydraft.errors import InputError, PolydraftError
 from polydraft.training.curves import can_plot
 from tests.tiny import tiny_folder, tiny_model
@@ -211,7 +211,7 @@ def test_a_report_of_one_round(model: PreTrainedModel, tmp_path: Path) -> None:
 
 def command(*arguments: object) -> Result:
     """`python -m lab overhead`."""
-    return CliRunner().invoke(app, ["evaluate", "overhead", *map(str, arguments)])
+    return CliRunner().invoke(app, ["overhead", *map(str, arguments)])
 
 
 @pytest.mark.parametrize(

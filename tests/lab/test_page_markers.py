@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from lab.cli import app
 from lab.page.markers import find_markers
 from lab.page.update import check, update, updated
-from polydraft.cli import app
 from polydraft.errors import InputError, PolydraftError
 
 TABLE = {
@@ -54,7 +54,7 @@ def put(folder: Path, **content: Any) -> None:
 
 
 def page(*words: object) -> Result:
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["evaluate", "page", *map(str, words)])
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["page", *map(str, words)])
 
 
 def test_the_part_is_written_and_the_words_stay(document: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_command_writes_and_checks(document: Path) -> None:
     assert stale.exit_code == 1 and len(stale.stderr.strip().splitlines()) == 1, stale.stderr
     assert document.read_text() == DOCUMENT
     written = page(document)
-    assert written.exit_code == 0 and "parts from results: 1, written anew: 1" in written.stdout
+    assert written.exit_code == 0 and "1 parts from results, 1 of them rewritten" in written.stdout
     assert document.read_text() == WRITTEN
     assert page(document, "--check").exit_code == 0
 

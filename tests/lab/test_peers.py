@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
+from lab.cli import app
+from lab.peers import contestants as ways
 from lab.peers.contestants import Contestant, Continued
 from lab.peers.plots import plot_peers
 from lab.peers.report import (
@@ -23,10 +25,8 @@ from lab.peers.report import (
 )
 from lab.peers.rounds import NO_KIND, Setting, plan
 from lab.peers.run import ALONE, Peers
-from polydraft.bench import peers_contestants as ways
 from polydraft.bench.prompts import Prompt, prompts_path, read_prompts
 from polydraft.bench.runs import Sampling, run_plain
-from polydraft.cli import app
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.training.curves import can_plot
@@ -314,8 +314,8 @@ def test_settings_have_names() -> None:
 # -- the command and the prompts --------------------------------------------------------------------
 
 
-def bench(*args: str | Path) -> Result:
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["bench", *map(str, args)])
+def peers(*args: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["peers", *map(str, args)])
 
 
 @pytest.fixture
@@ -336,12 +336,12 @@ def common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
 
 def test_the_command_compares_and_goes_on(common: list[str | Path], tmp_path: Path) -> None:
     peer = f"second={tmp_path / 'head'},draft_length=1"
-    asked = [*common, "--peers", "--out", tmp_path / "out", "--batch", "1", "--batch", "2", "--repeats", "1"]
+    asked = [*common, "--out", tmp_path / "out", "--batch", "1", "--batch", "2", "--repeats", "1"]
     asked += ["--peer-head", peer, "--draft-model", tmp_path / "model"]
-    none = bench(*asked, "--budget-minutes", "-1")
+    none = peers(*asked, "--budget-minutes", "-1")
     assert none.exit_code == 0, none.output
     assert "no round fitted" in none.stderr
-    result = bench(*asked)
+    result = peers(*asked)
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out/peers.json").read_text())
     names = ["plain", "static", "lookup", "assisted", "second", "ours", "ours+lookup"]
@@ -355,25 +355,17 @@ def test_the_command_compares_and_goes_on(common: list[str | Path], tmp_path: Pa
     assert "greedy, batch 2" in result.stdout
     assert (tmp_path / "out/peers.png").exists() == can_plot()
     before = (tmp_path / "out/peers.json").read_text()
-    assert bench(*asked).exit_code == 0
+    assert peers(*asked).exit_code == 0
     assert json.loads((tmp_path / "out/peers.json").read_text())["cells"] == json.loads(before)["cells"]
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--peers"], "name it with --out"),
-        (["--peers", "--out", "o", "--json", "o.json"], "leave --json out"),
-        (["--out", "o"], "--out is for the comparison with others"),
-        (["--batch", "2"], "--batch is for the comparison with others"),
-        (["--temperature", "0", "--temperature", "1"], "a second --temperature is for"),
-        (["--peers", "--out", "o", "--peer-head", "x"], "NAME=HEAD"),
-        (["--peers", "--out", "o", "--peer-head", "x=./nowhere/y"], "no head folder"),
-        (["--peers", "--out", "o", "--batch", "9"], "batch 9 needs"),
-        (
-            ["--peers", "--out", "o", "--batch", "1", "--lookup-tokens", "0"],
-            "--lookup-tokens must be at least 1",
-        ),
+        (["--out", "o", "--peer-head", "x"], "NAME=HEAD"),
+        (["--out", "o", "--peer-head", "x=./nowhere/y"], "no head folder"),
+        (["--out", "o", "--batch", "9"], "batch 9 needs"),
+        (["--out", "o", "--batch", "1", "--lookup-tokens", "0"], "Invalid value for '--lookup-tokens'"),
     ],
 )
 def test_the_command_refuses_before_it_loads(
@@ -382,7 +374,7 @@ def test_the_command_refuses_before_it_loads(
     monkeypatch.setattr(
         "polydraft.cli.options.open_session", lambda **given: pytest.fail("a model was loaded")
     )
-    result = bench(*common, *args)
+    result = peers(*common, *args)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert result.stdout == ""

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from lab.cli import app
 from lab.project.compare import compare
 from lab.project.machine import Machine
 from lab.project.measured import MeasuredCosts
 from lab.project.roofline import Load, draft_ops, forward_ops
 from lab.project.shapes import HeadShape, ModelShape
 from lab.project.validate import validate
-from polydraft.cli import app
 from polydraft.errors import InputError
 from polydraft.training.curves import can_plot
 
@@ -190,7 +190,7 @@ def test_the_overhead_of_an_operation_is_found_again() -> None:
 
 def command(*arguments: object) -> Result:
     """`python -m lab project`."""
-    return CliRunner().invoke(app, ["evaluate", "project", *map(str, arguments)])
+    return CliRunner().invoke(app, ["project", *map(str, arguments)])
 
 
 def test_the_command_foretells_a_grid(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import lab.replay as replay_module
 import polydraft
 from lab.grid.texts import with_states
 from lab.replay import Text, replay, survival
-from polydraft.bench import replay as replay_module
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.heads import DraftHead
 from polydraft.training.data import Document

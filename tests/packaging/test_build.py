@@ -46,7 +46,7 @@ def test_the_wheel_holds_the_package_and_its_data(distributions: Path) -> None:
     heads = {f"data/heads/{name}": data for name, data in below(ROOT / "heads").items()}
     prompts = {f"data/prompts/{name}": data for name, data in below(ROOT / "prompts").items()}
     assert packed == below(SOURCE) | heads | prompts
-    assert {"py.typed", "serving/page/index.html", "evaluation/page/page.html"} <= set(packed)
+    assert {"py.typed", "serving/page/index.html"} <= set(packed)
     assert "data/heads/smollm2-135m-instruct/model.safetensors" in packed
 
 
@@ -69,7 +69,7 @@ def test_the_source_distribution(distributions: Path, tmp_path: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     allowed = {
-        "src", "heads", "benchmarks", "configs", "docs", "examples", "scripts", "tests", "CHANGELOG.md",
+        "src", "heads", "prompts", "lab", "docs", "examples", "scripts", "tests", "CHANGELOG.md",
         "LICENSE", "Makefile", "README.md", "constraints.txt", "mkdocs.yml", "pyproject.toml", ".gitignore",
         "PKG-INFO",
     }  # fmt: skip

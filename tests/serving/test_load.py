@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from benchmarks.load_server import load, percentiles
 
+from lab.benchmarks.load_server import load, percentiles
 from tests.serving.server import PROMPTS, running, tiny_served
 
 CLIENTS, REQUESTS, TOKENS = 32, 10, 10

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lab.grid.speed import spread
 from polydraft.bench.bandwidth import forward_bytes, memory_bandwidth
 from polydraft.bench.diagnosis import Diagnosis
-from polydraft.bench.prompts import Prompt
+from polydraft.bench.prompts import Prompt, spread
 from polydraft.bench.runs import Sampling, run_drafted
 from polydraft.decoding.acceptance import TreeExpectation
 from polydraft.decoding.compiled import warm_up

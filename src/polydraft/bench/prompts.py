@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,13 @@ def _is_chat(messages: Any) -> bool:
             for message in messages
         )
     )
+
+
+def spread(kinds: Sequence[str | None]) -> list[int]:
+    """Indices of prompts, one of each kind in turn, so that the first few are of all kinds."""
+    seen: dict[str | None, int] = {}
+    turns = []
+    for index, kind in enumerate(kinds):
+        turns.append((seen.get(kind, 0), index))
+        seen[kind] = seen.get(kind, 0) + 1
+    return [index for _, index in sorted(turns)]

@@ -20,7 +20,6 @@ from polydraft.cli import (
     components,
     demo,
     doctor,
-    evaluate,
     generate,
     inspect,
     prune,
@@ -106,7 +105,6 @@ for command in COMMANDS:
 app.command(cls=train.ManyPaths)(train.train)
 app.command(cls=train.ManyPaths)(components.components)
 app.command(cls=train.ManyPaths)(prune.prune)
-app.add_typer(evaluate.app, name="evaluate")
 
 
 def main() -> None:

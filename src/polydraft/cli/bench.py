@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from polydraft.cli import options, peers
+from polydraft.cli import options
 from polydraft.modes import DRAFTING, VERIFICATION, VERIFIER
 
 HEADINGS = (
@@ -38,13 +38,7 @@ def bench(
         ),
     ],
     max_new_tokens: options.MaxNewTokens = 128,
-    temperature: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="0 is greedy, the default; above 0, sample. With --peers several, else 0 and 1.",
-            show_default=False,
-        ),
-    ] = None,
+    temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
     seed: Annotated[int, typer.Option(help="Prompt i uses seed + i, in both runs.")] = 0,
@@ -67,14 +61,6 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    with_peers: peers.WithPeers = False,
-    out: peers.Out = None,
-    peer_head: peers.PeerHeads = None,
-    draft_model: peers.DraftModel = None,
-    lookup_tokens: peers.LookupTokens = None,
-    batch: peers.Batches = None,
-    repeats: peers.Repeats = None,
-    budget_minutes: peers.BudgetMinutes = None,
 ) -> None:
     """Compare plain `model.generate` with drafted decoding: speed, acceptance, equality.
 
@@ -95,22 +81,9 @@ def bench(
     if json_path is not None:
         check_writable(json_path)
     questions = [prompt for name in prompts for prompt in read_prompts(prompts_path(name))]
-    request = peers.ask(
-        questions,
-        with_peers=with_peers,
-        temperatures=temperature,
-        json_path=json_path,
-        out=out,
-        peer_heads=peer_head,
-        draft_model=draft_model,
-        lookup_tokens=lookup_tokens,
-        batches=batch,
-        repeats=repeats,
-        budget_minutes=budget_minutes,
-    )
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
-        temperature=temperature[0] if temperature and not with_peers else 0.0,
+        temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
@@ -131,9 +104,6 @@ def bench(
         verifier=verifier,
     )
     console.print(session.threads)
-    if request is not None:
-        peers.compare(session, questions, sampling, request, model=model, head=head, console=console)
-        return
     options.prepare(session, sampling, console=console)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

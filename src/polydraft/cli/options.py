@@ -206,6 +206,6 @@ def prepare(session: Session, sampling: Sampling, *, console: Console) -> None:
         method.prepare(session.model, do_sample=not sampling.greedy, on_progress=status.update)
 
 
-def command_line() -> str:
-    """The command as the user gave it."""
-    return shlex.join(["polydraft", *sys.argv[1:]])
+def command_line(program: str = "polydraft") -> str:
+    """The command as the user gave it, `program` first."""
+    return f"{program} {shlex.join(sys.argv[1:])}"

@@ -1,0 +1,1 @@
+"""Measurements that stand alone: one script each, `python -m lab.benchmarks.NAME --help`."""
