@@ -105,7 +105,7 @@ class TestEveryForm:
             assert np.allclose(log_weights[row].exp().numpy(), weights, rtol=1e-3, atol=1e-5)
             assert np.allclose(log_factors[row].exp().numpy(), factors, rtol=1e-3, atol=1e-5)
 
-    def test_round_trip_is_equal_to_the_bit(
+    def test_round_trip_keeps_every_bit_of_the_weights(
         self, model: PreTrainedModel, tmp_path: Path, features: str, form: dict[str, int]
     ) -> None:
         head = tiny_head(model, features=features, draft_vocab_size=DRAFT_VOCAB_SIZE, **form)
@@ -115,11 +115,10 @@ class TestEveryForm:
         assert not found["unexpected_keys"]
         assert not again.is_attached
         assert again.state_dict().keys() == head.state_dict().keys()
-        for name, tensor in head.state_dict().items():
-            assert torch.equal(again.state_dict()[name], tensor), name
+        torch.testing.assert_close(again.state_dict(), head.state_dict(), rtol=0, atol=0)
         hidden, tokens = inputs(head)
         before, after = (parts(joint_of(h, hidden, tokens)) for h in (head, again.attach(model)))
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        torch.testing.assert_close(after, before)  # a file's weights lie at other addresses: other kernels
 
     def test_rows_and_weights_are_normalised(
         self, model: PreTrainedModel, features: str, form: dict[str, int]
@@ -248,7 +247,7 @@ class TestFeatures:
         head = tiny_head(model, features="hidden", rank=3)
         hidden = torch.randn(1, HIDDEN_SIZE).expand(2, -1)
         weights, factors = parts(joint_of(head, hidden, torch.tensor([3, 4])))
-        assert torch.equal(factors[0], factors[1])
+        torch.testing.assert_close(factors[0], factors[1])
         assert (weights[0] - weights[1]).abs().max() > 0.01
 
     def test_a_token_that_cannot_be_drafted_leaves_the_prior(self, model: PreTrainedModel) -> None:
@@ -263,10 +262,7 @@ class TestFeatures:
         head = tiny_head(model, features="hidden", rank=1)
         hidden = torch.randn(1, HIDDEN_SIZE).expand(2, -1)
         joint = joint_of(head, hidden, torch.tensor([3, 4]))
-        assert torch.equal(
-            joint.conditional(torch.zeros(2, 1, dtype=torch.long))[0],
-            joint.conditional(torch.zeros(2, 1, dtype=torch.long))[1],
-        )
+        torch.testing.assert_close(*joint.conditional(torch.zeros(2, 1, dtype=torch.long)))
 
 
 @pytest.mark.parametrize("form", FORMS)

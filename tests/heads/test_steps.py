@@ -134,7 +134,9 @@ def test_round_trip_and_bfloat16(form: dict[str, Any], tmp_path: Path) -> None:
     hidden, after = (part[None] for part in text(head, 5))
     drafts = torch.tensor([[3, 9, 1]])
     exact = head(hidden, after).conditional(drafts)
-    assert torch.equal(again.attach(tiny_model())(hidden, after).conditional(drafts), exact)
+    torch.testing.assert_close(again.state_dict(), head.state_dict(), rtol=0, atol=0)
+    loaded = again.attach(tiny_model())(hidden, after).conditional(drafts)
+    torch.testing.assert_close(loaded, exact, rtol=1e-5, atol=1e-4)  # a file's weights lie at other addresses
     rough = head.to(torch.bfloat16)(hidden, after).conditional(drafts)
     assert rough.dtype == torch.float32
     assert float((rough.exp() - exact.exp()).abs().sum() / 2) < 0.3
