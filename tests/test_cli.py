@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,12 +17,16 @@ from typer.testing import CliRunner, Result
 
 import polydraft
 from polydraft.bench import report
+from polydraft.bench.benchmark import benchmark
 from polydraft.bench.prompts import Prompt
-from polydraft.bench.runs import Run
+from polydraft.bench.runs import Run, Sampling
 from polydraft.cli import app, demo, options
+from polydraft.decoding.plan import Plan
 from polydraft.heads import DraftHead
 from polydraft.loading import load_head, load_model
+from polydraft.serving.model import served
 from polydraft.training.curves import can_plot
+from tests.serving.server import running
 from tests.tiny import tiny_folder, tiny_head, tiny_tokenizer
 
 PROMPT = "Once upon"
@@ -133,6 +137,65 @@ def test_generate_sampling_repeats_with_its_seed(names: list[str]) -> None:
     assert first["text"] == again["text"] != other["text"]
 
 
+@pytest.mark.parametrize("form", ["chat", "raw"])
+def test_a_seed_means_one_text_everywhere(names: list[str], form: str) -> None:
+    """On the command line, timed by a benchmark, in Python and over HTTP."""
+    options: dict[str, Any] = {"temperature": 0.9, "top_k": 30, "top_p": 0.95, "min_p": 0.01}
+    new, seed, penalty = 24, 77, {"repetition_penalty": 1.2}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    flags += ["--repetition-penalty", 1.2, "--max-new-tokens", new, "--dtype", "float32", f"--{form}"]
+    text = json.loads(ran("generate", *names, *flags, "--seed", seed, "--json", PROMPT).stdout)["text"]
+
+    model, tokenizer = load_model(names[1], dtype=torch.float32)
+    head = load_head(names[3], model=model, tokenizer=tokenizer)
+    asked = [{"role": "user", "content": PROMPT}]
+    prompt = Prompt(content={"messages": asked} if form == "chat" else {"prompt": PROMPT})
+    sampling = Sampling(max_new_tokens=new, seed=seed, **options, **penalty)
+    (timed,) = benchmark(model, head, tokenizer, [prompt], sampling)
+    assert tokenizer.decode(timed.drafted.tokens, skip_special_tokens=True) == text
+
+    ids = torch.tensor([prompt.encode(tokenizer)])
+    common: dict[str, Any] = {"do_sample": True, "max_new_tokens": new, **options, **penalty}
+    out = polydraft.generate(model, head, ids, seed=seed, **common).sequences
+    assert out is not None
+    hooked = cast(Any, model).generate(ids, custom_generate=polydraft.decoder(head, seed=seed), **common)
+    assert hooked.tolist() == out.tolist()
+    assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == text
+
+    with running(served(model, head, tokenizer, name="m", rows=2, plan=Plan())) as server:
+        calls = server.client()
+        extra = {"top_k": options.pop("top_k"), "min_p": options.pop("min_p"), **penalty}
+        given: dict[str, Any] = {
+            "model": "m",
+            "seed": seed,
+            "max_tokens": new,
+            "extra_body": extra,
+            **options,
+        }
+        if form == "chat":
+            said = (
+                calls.chat.completions.create(messages=cast(Any, asked), **given).choices[0].message.content
+            )
+        else:
+            said = calls.completions.create(prompt=PROMPT, **given).choices[0].text
+    assert said == text
+
+
+def test_seeds_that_cannot_couple_are_refused_before_anything_is_loaded() -> None:
+    common = ("--model", "nowhere", "--head", "nowhere", "--temperature", 1)
+    block = ("--verification", "block", "--drafting", "chain", "--seed", 1)
+    expect_error(run("generate", *common, *block, PROMPT), "a seed couples the draws")
+    expect_error(run("generate", *common, "--seed", 2**63, PROMPT), "seed must be between -2^63 and")
+
+
+def test_block_verification_draws_other_texts_each_time(names: list[str]) -> None:
+    """No seed fixes them, so none is reported."""
+    block = ("--verification", "block", "--drafting", "chain", "--temperature", 1, "--json")
+    found = [json.loads(ran("generate", *names, *block, PROMPT).stdout) for _ in range(2)]
+    assert found[0]["text"] != found[1]["text"]
+    assert found[0]["seed"] is None
+
+
 def test_generate_sampled_compare_does_not_promise_equality(names: list[str]) -> None:
     result = ran(
         "generate", *names, "--max-new-tokens", 24, "--temperature", 1, "--seed", 1, "--compare", PROMPT
@@ -161,13 +224,15 @@ def test_generate_chat_uses_the_template(names: list[str]) -> None:
 
 
 def test_generate_stats_go_to_stderr(names: list[str]) -> None:
-    common = ("generate", *names, "--dtype", "float32", "--max-new-tokens", 8, "--seed", 11, PROMPT)
+    common = ("generate", *names, "--dtype", "float32", "--max-new-tokens", 8, PROMPT)
     quiet, spoken = ran(*common), ran(*common, "--stats")
     assert quiet.stdout == spoken.stdout
     assert "tokens/s" not in quiet.stderr
     assert "8 tokens" in spoken.stderr
-    assert "seed 11, float32" in spoken.stderr
+    assert "steps, float32" in spoken.stderr
     assert "CPU thread" in spoken.stderr
+    sampled = ran(*common, "--stats", "--temperature", 1, "--seed", 11)
+    assert "seed 11, float32" in sampled.stderr
 
 
 # -- bench ------------------------------------------------------------------------------------------
@@ -194,7 +259,7 @@ def test_bench_writes_figures_and_a_picture(
     middle = sorted(row["plain_tokens_per_second"] for row in rows)[1]
     assert content["all"]["plain_tokens_per_second"] == pytest.approx(middle)
     assert [row["kind"] for row in rows] == ["raw", "chat", None]
-    settings = {"model": names[1], "head": names[3], "dtype": "float32", "temperature": 0.0, "seed": 0}
+    settings = {"model": names[1], "head": names[3], "dtype": "float32", "temperature": 0.0, "seed": None}
     assert content.items() >= settings.items()
     assert content["versions"]["polydraft"] == polydraft.__version__
     assert content["command"] == "polydraft bench --prompts 'my prompts.jsonl'"

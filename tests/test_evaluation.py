@@ -224,7 +224,7 @@ def test_plain_run_is_model_generate(
 ) -> None:
     model, _, tokenizer = tiny
     ids = [10, 20, 30]
-    sampling = Sampling(max_new_tokens=9, temperature=0.8, top_k=20, top_p=0.9, seed=4)
+    sampling = Sampling(max_new_tokens=9, temperature=0.8, top_k=20, top_p=0.9, torch_seed=4)
     torch.manual_seed(4)
     expected = model.generate(
         torch.tensor([ids]),
@@ -259,18 +259,18 @@ def test_benchmark_interleaves_and_shares_seeds(
     calls: list[tuple[str, int, int]] = []
 
     def plain(model: object, tokenizer: object, ids: list[int], sampling: Sampling) -> Run:
-        calls.append(("plain", sampling.seed, sampling.max_new_tokens))
+        calls.append(("plain", sampling.torch_seed, sampling.max_new_tokens))
         return Run(tokens=[1], seconds=1.0)
 
     def drafted(model: object, head: object, tokenizer: object, ids: list[int], sampling: Sampling) -> Run:
-        calls.append(("drafted", sampling.seed, sampling.max_new_tokens))
+        calls.append(("drafted", sampling.torch_seed, sampling.max_new_tokens))
         return Run(tokens=[1], seconds=1.0, origins=[0], statistics=DecodingStatistics())
 
     monkeypatch.setattr(benchmark_module, "run_plain", plain)
     monkeypatch.setattr(benchmark_module, "run_drafted", drafted)
     seen: list[Comparison] = []
     prompts = [Prompt(content={"prompt": text}) for text in "abc"]
-    results = benchmark(*tiny, prompts, Sampling(max_new_tokens=40, seed=100), on_result=seen.append)
+    results = benchmark(*tiny, prompts, Sampling(max_new_tokens=40, torch_seed=100), on_result=seen.append)
     assert calls[:2] == [("plain", 100, 16), ("drafted", 100, 16)]
     assert calls[2:4] == [("plain", 100, 40), ("drafted", 100, 40)]
     assert calls[4:6] == [("drafted", 101, 40), ("plain", 101, 40)]

@@ -75,7 +75,7 @@ def main() -> None:
             sampling = Sampling(
                 max_new_tokens=given.tokens,
                 temperature=1.0,
-                seed=given.seed + number,
+                torch_seed=given.seed + number,
                 verification=name,
                 drafting="chain",
                 draft_length=head.config.horizon,

@@ -46,7 +46,7 @@ def peers(
     ] = None,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
-    seed: Annotated[int, typer.Option(help="Prompt i uses seed + i, in every way to decode.")] = 0,
+    seed: Annotated[int, typer.Option(help="Torch's seed is this plus i for prompt i, in every way.")] = 0,
     batch: Annotated[
         list[int] | None,
         typer.Option(help="Prompts decoded together; several. By default 1 and 8.", show_default=False),
@@ -104,7 +104,7 @@ def peers(
     rounds = plan(
         questions, temperatures=temperature or TEMPERATURES, batches=batch or BATCHES, repeats=repeats
     )
-    sampling = Sampling(max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p, torch_seed=seed)
     session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)
     console.print(session.threads)
     contestants = _contestants(

@@ -93,7 +93,7 @@ def time_variants(
             sampling = Sampling(
                 max_new_tokens=evaluation.speed_tokens,
                 temperature=found.temperature,
-                seed=evaluation.seed + found.prompt,
+                torch_seed=evaluation.seed + found.prompt,
             )
             plain: dict[str, Run] = {}
             turn = number % len(found.lacking)

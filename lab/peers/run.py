@@ -1,4 +1,4 @@
-"""Many ways to decode, side by side: the same prompts and seeds, one round after the other.
+"""Many ways to decode, side by side: the same prompts and seeds of torch, one round after the other.
 
 In a round every contestant decodes the same prompts; who begins rotates from turn to turn, so that a machine
 that slows down meanwhile does it to all. A round is kept when it is whole,
@@ -51,7 +51,7 @@ class Peers:
     """A comparison of `contestants`, the first of which is plain decoding, kept in the folder `out`.
 
     Args:
-        sampling: for all; temperature and seed are those of the round.
+        sampling: for all; temperature and torch's seed are those of the round.
         settings: what else the figures depend on, recorded with them.
 
     Raises:
@@ -129,7 +129,7 @@ class Peers:
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": torch.tensor(mask, device=device),
         }
-        began = clock(self.model, seed=sampling.seed)
+        began = clock(self.model, seed=sampling.torch_seed)
         out = contestant.continues(inputs, sampling)
         seconds = clock(self.model) - began
         tokens = [self._up_to_end(row) for row in out.sequences[:, length:].tolist()]
@@ -151,7 +151,7 @@ class Peers:
         sampling = replace(
             self.sampling,
             temperature=one.setting.temperature,
-            seed=self.sampling.seed + one.prompts[0] + one.turn,
+            torch_seed=self.sampling.torch_seed + one.prompts[0] + one.turn,
         )
         runs = {c.name: asdict(self.decode(c, rows, sampling)) for c in able[first:] + able[:first]}
         return asdict(one) | {"runs": runs, "left_out": left_out}

@@ -64,7 +64,7 @@ def peers_of(contestants: list[Contestant], out: Path, **options: Any) -> Peers:
     """Over `PROMPTS`, with a model that ends at `END`."""
     tokenizer = tiny_tokenizer()
     model = tiny_model(vocab_size=len(tokenizer), eos_token_id=END)
-    sampling = Sampling(max_new_tokens=40, seed=100)
+    sampling = Sampling(max_new_tokens=40, torch_seed=100)
     return Peers(model, tokenizer, contestants, PROMPTS, sampling, out=out, settings={"model": "m"} | options)
 
 
@@ -124,7 +124,7 @@ def test_rounds_rotate_share_seeds_and_follow_a_warm_up(tmp_path: Path) -> None:
     assert order_of(calls) == "pot" + "otp" + "tpo"
     timed = calls[3:]
     assert [lengths for _, lengths, _ in timed] == [(3,)] * 3 + [(2,)] * 3 + [(4,)] * 3
-    assert [sampling.seed for *_, sampling in timed] == [100] * 3 + [102] * 3 + [104] * 3
+    assert [sampling.torch_seed for *_, sampling in timed] == [100] * 3 + [102] * 3 + [104] * 3
 
 
 def test_rows_are_padded_cut_at_their_end_and_kept(tmp_path: Path) -> None:

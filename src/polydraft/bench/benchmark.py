@@ -1,4 +1,4 @@
-"""Plain `model.generate` against drafted decoding: same prompts, same seeds, interleaved.
+"""Plain `model.generate` against drafted decoding: same prompts, interleaved.
 
 Each prompt runs both ways one after the other, the order alternating from prompt to prompt, so that a
 machine that slows down or speeds up meanwhile does it to both.
@@ -62,7 +62,7 @@ def compare(
     *,
     plain_first: bool = True,
 ) -> Comparison:
-    """Run one prompt both ways with the same seed."""
+    """Run one prompt both ways."""
     ids = prompt.encode(tokenizer)
     if plain_first:
         plain = run_plain(model, tokenizer, ids, sampling)
@@ -94,7 +94,7 @@ def benchmark(
     *,
     on_result: Callable[[Comparison], None] | None = None,
 ) -> list[Comparison]:
-    """Compare over all prompts, after a warm-up; prompt i uses the seed `sampling.seed + i`.
+    """Compare over all prompts, after a warm-up; prompt i sets torch's seeds to `sampling.torch_seed + i`.
 
     Args:
         on_result: called after each prompt.
@@ -107,7 +107,7 @@ def benchmark(
     warm_up(model, head, tokenizer, prompts[0], sampling)
     results = []
     for index, prompt in enumerate(prompts):
-        seeded = replace(sampling, seed=sampling.seed + index)
+        seeded = replace(sampling, torch_seed=sampling.torch_seed + index)
         result = compare(model, head, tokenizer, prompt, seeded, plain_first=index % 2 == 0)
         results.append(result)
         if on_result is not None:

@@ -66,7 +66,9 @@ def examine(
     runs = []
     for number, prompt in enumerate(ids, start=1):
         on_stage(f"acceptance, prompt {number} of {len(ids)}")
-        always = replace(sampling, seed=sampling.seed + number - 1, drafting=drafting, draft_length=tried)
+        always = replace(
+            sampling, torch_seed=sampling.torch_seed + number - 1, drafting=drafting, draft_length=tried
+        )
         runs.append(run_drafted(model, head, tokenizer, prompt, always))
     on_stage("memory bandwidth")
     bandwidth = memory_bandwidth(model.device)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 import polydraft
+from polydraft.decoding.noise import check_seed
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
@@ -28,7 +29,9 @@ class Sampling:
         temperature: 0 is greedy. top_k: 0 keeps all. top_p: 1 keeps all. min_p: None keeps all.
         repetition_penalty: 1 is none.
         stop: texts that end the generation.
-        seed: of torch's generators, set before every run.
+        seed: couples the draws of a sampled drafted run, as of `polydraft.generate`; None draws drafts and
+            verifies them by rejection.
+        torch_seed: of torch's generators, set before every run; without `seed` all draws come from them.
         verification, drafting, draft_length, prompt_lookup_num_tokens, compiled: of drafted runs; as in
             `polydraft.decoder`.
 
@@ -43,7 +46,8 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int | None = None
+    torch_seed: int = 0
     verification: str = VERIFICATION
     drafting: str = DRAFTING
     draft_length: int | None = None
@@ -65,6 +69,8 @@ class Sampling:
                 raise InputError(f"{name} must be {expected}, got {value!r}")
         chosen = {name: value for name, value in self.modes.items() if name != "compiled"}
         check_modes(**chosen, do_sample=not self.greedy)
+        if self.seed is not None:
+            check_seed(self.seed, verification=None if self.greedy else self.verification)
 
     @property
     def modes(self) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def run_plain(
 ) -> Run:
     """Continue `ids` by `model.generate`."""
     inputs = _inputs(ids, model)
-    began = clock(model, seed=sampling.seed)
+    began = clock(model, seed=sampling.torch_seed)
     out: Tensor = cast(Any, model).generate(**inputs, **sampling.arguments(tokenizer))
     seconds = clock(model) - began
     return Run(tokens=out[0, len(ids) :].tolist(), seconds=seconds)
@@ -139,12 +145,13 @@ def run_drafted(
 ) -> Run:
     """Continue `ids` by `polydraft.generate`; `streamer` receives tokens as they are accepted."""
     inputs = _inputs(ids, model)
-    began = clock(model, seed=sampling.seed)
+    began = clock(model, seed=sampling.torch_seed)
     arguments = inputs | sampling.arguments(tokenizer)
     out = polydraft.generate(
         model,
         head,
         streamer=streamer,
+        seed=None if sampling.greedy else sampling.seed,
         **sampling.modes,
         **arguments,
     )

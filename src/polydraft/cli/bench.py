@@ -41,7 +41,14 @@ def bench(
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
-    seed: Annotated[int, typer.Option(help="Prompt i uses seed + i, in both runs.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Time the sampled texts that `generate --seed` writes, whose draws are coupled; without it "
+            "drafts are verified by rejection.",
+            show_default=False,
+        ),
+    ] = None,
     verification: options.Verification = VERIFICATION,
     drafting: options.Drafting = DRAFTING,
     draft_length: options.DraftLength = None,
@@ -141,6 +148,8 @@ def figures_table(content: dict[str, Any]) -> Table:
         f"greedy, {content['drafting']}"
         if greedy
         else f"T = {content['temperature']:g}, {content['verification']} verification"
+        if content["seed"] is None
+        else f"T = {content['temperature']:g}, seed {content['seed']}"
     )
     title = f"{content['model']}, {content['dtype']}, {sampling}, {content['max_new_tokens']} new tokens"
     caption = "tokens/s: medians over prompts; ratio: of these medians"

@@ -46,7 +46,11 @@ def generate(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Of the random numbers; drawn, and reported, if not given.", show_default=False),
+        typer.Option(
+            help="Of a sampled text, which follows from prompt, options and seed alone, the same here, in "
+            "Python and over HTTP. Drawn, and reported, if not given.",
+            show_default=False,
+        ),
     ] = None,
     verification: options.Verification = VERIFICATION,
     drafting: options.Drafting = DRAFTING,
@@ -93,7 +97,8 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         stop=tuple(stop or ()),
-        seed=secrets.randbits(32) if seed is None else seed,
+        seed=seed_of(seed, verification=verification),
+        torch_seed=secrets.randbits(62),
         verification=verification,
         drafting=drafting,
         draft_length=draft_length,
@@ -137,6 +142,13 @@ def generate(
         console.print("\n".join([*summary(found), session.threads]), markup=False, soft_wrap=True)
 
 
+def seed_of(asked: int | None, *, verification: str) -> int | None:
+    """The seed asked for, or one that is drawn; none for drafts verified in a way that no seed couples."""
+    if asked is None and verification == VERIFICATION:
+        return secrets.randbits(32)
+    return asked
+
+
 def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The prompt, from the one place where the user put it.
 
@@ -157,9 +169,11 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 def summary(found: dict[str, Any]) -> list[str]:
     """The figures of `evaluation.report.answer`, as lines to read."""
+    sampled = found["temperature"] > 0 and found["seed"] is not None
+    seed = f"seed {found['seed']}, " if sampled else ""
     lines = [
         f"{found['new_tokens']} tokens, {found['tokens_per_second']:.1f} tokens/s, {found['steps']} steps, "
-        f"seed {found['seed']}, {found['dtype']}",
+        f"{seed}{found['dtype']}",
         f"{found['mean_acceptance_length']:.2f} tokens per step, {found['draft_acceptance_rate']:.0%} of the "
         f"drafts accepted, histogram {found['acceptance_histogram']}, "
         f"drafting {found['drafting_share']:.0%} of the time",

@@ -24,7 +24,6 @@ from polydraft.decoding.row import Row, Streamer
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
-from polydraft.modes import VERIFICATION
 
 
 class Decoder:
@@ -52,10 +51,8 @@ class Decoder:
     ) -> None:
         if seed is not None and generator is not None:
             raise InputError("a seed takes the place of a generator: give one of them")
-        if seed is not None and plan.verification != VERIFICATION:
-            raise InputError("a seed couples the draws, which are not verified by block: leave one out")
         if seed is not None:
-            check_seed(seed)
+            check_seed(seed, verification=plan.verification)
         self.seed = seed
         self.head = head
         self.streamer = streamer

@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from polydraft.errors import InputError
+from polydraft.modes import VERIFICATION
 
 KEPT = 16
 """How many positions back noise is remembered; verification asks again for what drafting asked for."""
@@ -108,14 +109,19 @@ def _right(numbers: Tensor, by: int) -> Tensor:
     return (numbers >> by).bitwise_and_(2 ** (64 - by) - 1)
 
 
-def check_seed(seed: int) -> None:
-    """Refuse a number that is no seed.
+def check_seed(seed: int, *, verification: str | None = None) -> None:
+    """Refuse a number that is no seed, and a seed where drafts are not verified by a search for the largest.
+
+    Args:
+        verification: of sampled drafts; None where nothing is sampled.
 
     Raises:
-        InputError: it is out of range.
+        InputError: says why.
     """
     if not -(2**63) <= seed < 2**63:
         raise InputError(f"seed must be between -2^63 and 2^63 - 1, got {seed}")
+    if verification not in (None, VERIFICATION):
+        raise InputError("a seed couples the draws, which are not verified by block: leave one out")
 
 
 def choices_of(prompts: Iterable[Sequence[int]]) -> list[int]:
