@@ -221,7 +221,7 @@ def test_an_error_of_the_worker_reaches_every_client(
 def test_a_bug_in_a_handler_is_a_500_without_its_text(
     server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("polydraft.serving.prepare.encode_text", lambda *_: 1 / 0)
+    monkeypatch.setattr("polydraft.serving.prepare.encode", lambda *_: 1 / 0)
     assert "division" not in error_of(post(server), 500)["message"]
     with httpx.Client(verify=False) as another:  # the connection of the first is closed
         assert another.get(f"{server.url}/health").status_code == 200

@@ -14,11 +14,14 @@ from prometheus_client.exposition import choose_encoder
 
 import polydraft
 from polydraft.serving import handlers, pages, prepare, replies
+from polydraft.serving.body import NOT_JSON, Body, described, is_json, parse, schemas
 from polydraft.serving.chat import ChatShape
 from polydraft.serving.completions import CompletionShape
+from polydraft.serving.errors import ApiError
 from polydraft.serving.gate import Gate
+from polydraft.serving.model import Served
 from polydraft.serving.requests import Job
-from polydraft.serving.schemas import ChatRequest, CompletionRequest, Sampling
+from polydraft.serving.schemas import ChatRequest, CompletionRequest
 from polydraft.serving.service import Service
 from polydraft.serving.shapes import Shape
 from polydraft.serving.stream import EventStream, answer, events, whole
@@ -35,12 +38,13 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(service.worker.close)
+        await run_in_threadpool(service.close)
 
     app = FastAPI(
         title="polydraft", version=polydraft.__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     app.state.service = service
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     handlers.install(app)
     app.include_router(router)
     pages.install(app)
@@ -53,32 +57,61 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-@router.post("/v1/chat/completions", response_model=replies.ChatCompletion, responses=ERRORS)
-async def chat(body: ChatRequest, request: Request) -> Response:
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the bodies that are not read by FastAPI."""
+    document = FastAPI.openapi(app)
+    document["components"]["schemas"] |= schemas(ChatRequest, CompletionRequest)
+    return document
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=replies.ChatCompletion,
+    responses=ERRORS,
+    openapi_extra=described(ChatRequest),
+)
+async def chat(request: Request) -> Response:
     """Continue a chat."""
-    return await respond(body, request, prepare.chat_job, ChatShape)
+    return await respond(request, ChatRequest, prepare.chat_job, ChatShape)
 
 
-@router.post("/v1/completions", response_model=replies.Completion, responses=ERRORS)
-async def complete(body: CompletionRequest, request: Request) -> Response:
+@router.post(
+    "/v1/completions",
+    response_model=replies.Completion,
+    responses=ERRORS,
+    openapi_extra=described(CompletionRequest),
+)
+async def complete(request: Request) -> Response:
     """Continue texts."""
-    return await respond(body, request, prepare.completion_job, CompletionShape)
+    return await respond(request, CompletionRequest, prepare.completion_job, CompletionShape)
 
 
 async def respond(
-    body: Sampling,
     request: Request,
+    kind: type[Body],
     prepared: Callable[..., Job],
-    shape_of: Callable[..., Shape],
+    shape_of: Callable[[Body, Served], Shape],
 ) -> Response:
     """Take a request to the worker and its answer to the client.
+
+    Args:
+        kind: what its body must be. prepared: makes a job of that.
 
     Raises:
         ApiError: it cannot be answered, or not now.
     """
     service: Service = request.app.state.service
-    prepare.check_model(body.model, service.served)
-    job = await run_in_threadpool(prepared, body, service.served, loop=asyncio.get_running_loop())
+    content = await request.body()
+    if not is_json(request.headers.get("content-type", "")):
+        raise ApiError(400, NOT_JSON)
+    loop = asyncio.get_running_loop()
+
+    def read(served: Served) -> tuple[Body, Job]:
+        body = parse(content, kind)
+        prepare.check_model(body.model, served)
+        return body, prepared(body, served, loop=loop)
+
+    body, job = await service.readers.run(read, size=len(content))
     shape, seconds = shape_of(body, service.served), service.settings.timeout_seconds
     service.submit(job)
     if not body.stream:
@@ -86,10 +119,10 @@ async def respond(
             return await answer(whole(job, shape, seconds=seconds), request.receive)
         finally:
             service.worker.cancel(job)
-    content = events(
+    content_of = events(
         job, shape, seconds=seconds, with_usage=body.with_usage, with_tokens=body.top is not None
     )
-    return EventStream(content, release=lambda: service.worker.cancel(job))
+    return EventStream(content_of, release=lambda: service.worker.cancel(job))
 
 
 @router.get("/v1/models", responses={401: ERRORS[401]})

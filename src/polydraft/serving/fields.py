@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
+
+from pydantic_core import PydanticCustomError
 
 from polydraft.serving.errors import refused
 
@@ -49,30 +52,54 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 IN_MESSAGES = ("tool_calls", "function_call", "audio")
 
 
-def known_fields(given: dict[Any, Any]) -> dict[Any, Any]:
+def known_fields(given: dict[Any, Any], known: Collection[str]) -> dict[Any, Any]:
     """A body without its nulls, and without what is ignored or asks for nothing.
 
     Raises:
-        ApiError: something that is not supported; names it.
+        ApiError: the first field that is not `known`, or not supported; names it.
     """
-    kept = {name: value for name, value in given.items() if value is not None and name not in IGNORED}
-    for name in [name for name in kept if name in NEUTRAL]:
-        value = kept.pop(name)
-        same_as_n = name == "best_of" and value == given.get("n", 1)
-        if not same_as_n and not any(type(value) is type(one) and value == one for one in NEUTRAL[name]):
-            raise refused(f"{name} is not supported", param=name, code="unsupported_parameter")
+    kept = {}
+    for name, value in given.items():
+        if value is None or name in IGNORED:
+            continue
+        if name in NEUTRAL:
+            same_as_n = name == "best_of" and value == given.get("n", 1)
+            if not same_as_n and not any(type(value) is type(one) and value == one for one in NEUTRAL[name]):
+                raise refused(f"{name} is not supported", param=name, code="unsupported_parameter")
+            continue
+        if name not in known:
+            raise refused(f"unrecognized field: {name}", param=name, code="unknown_parameter")
+        kept[name] = value
     return kept
 
 
-def check_text(text: str) -> str:
-    """Text as it is.
+def check_names(given: dict[Any, Any], known: Collection[str]) -> dict[Any, Any]:
+    """The fields of an inner object as they are.
 
     Raises:
-        ValueError: half of a surrogate pair, which JSON can write and no encoding can.
+        PydanticCustomError: the first that is not `known`, alone: one error for each would take long.
     """
-    if not text.isascii():
-        text.encode()
-    return text
+    for name in given:
+        if name not in known:
+            raise PydanticCustomError("unknown_field", "unrecognized field: {name}", {"name": name})
+    return given
+
+
+def at_most(most: int) -> Callable[[Any], Any]:
+    """A check that comes before those of the entries of an object, which fails first where there are more.
+
+    Pydantic looks at the length of a list before it looks at its items, and of an object afterwards.
+    """
+
+    def check(given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > most:
+            raise PydanticCustomError(
+                "too_long", "Object should have at most {most} entries, not {count}",
+                {"most": most, "count": len(given)},
+            )  # fmt: skip
+        return given
+
+    return check
 
 
 def check_message(given: dict[Any, Any]) -> dict[Any, Any]:

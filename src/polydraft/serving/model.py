@@ -12,6 +12,7 @@ from polydraft.decoding.plan import Plan
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.serving.batch import Batch, Row
+from polydraft.serving.characters import least_tokens
 from polydraft.serving.tokens import Vocabulary
 
 
@@ -21,7 +22,8 @@ class Served:
 
     Attributes:
         name: what they call it. max_model_len: tokens of a prompt and its answer together.
-        end_tokens: ids that end a text. vocab_size: ids the model reads.
+        least_tokens: says how many tokens a text has at least; see `polydraft.serving.characters`.
+        end_tokens: ids that end a text. vocab_size: ids the model reads, the rows of its embedding.
         head: its joint, rank and horizon, for people to read.
         open_batch: makes the batch; called once, in the thread that owns it.
         new_row: `polydraft.decoding.live.new_row`, on the model's device.
@@ -30,6 +32,7 @@ class Served:
     name: str
     tokenizer: PreTrainedTokenizerBase
     vocabulary: Vocabulary
+    least_tokens: Callable[[str], int]
     max_model_len: int
     end_tokens: tuple[int, ...]
     vocab_size: int
@@ -59,7 +62,7 @@ def served(
     from polydraft.decoding.live import LiveBatch, new_row
     from polydraft.decoding.refusals import longest_text
 
-    config: Any = model.config.get_text_config(decoder=True)
+    embedding: Any = model.get_input_embeddings()
     positions = longest_text(model)
     length = max_model_len if max_model_len is not None else positions
     if length is None:
@@ -70,9 +73,10 @@ def served(
         name=name,
         tokenizer=tokenizer,
         vocabulary=Vocabulary(tokenizer),
+        least_tokens=least_tokens(tokenizer),
         max_model_len=length,
         end_tokens=end_tokens(model),
-        vocab_size=config.vocab_size,
+        vocab_size=embedding.weight.shape[0],
         head={"joint": head.config.joint, "rank": head.config.rank, "horizon": head.config.horizon},
         open_batch=lambda: LiveBatch(model, head, rows=rows, plan=plan),
         new_row=lambda prompt, **options: new_row(prompt, device=model.device, **options),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
 from typing import Any
 
 from jinja2 import TemplateError
@@ -20,8 +19,6 @@ COMPLETION_TOKENS = 16
 """Of a completion that does not say how many; a chat without a limit may fill the context."""
 GREEDY = 1e-5
 """Temperatures below are greedy, as in vLLM."""
-
-_encoding = threading.Lock()  # encoding changes a tokenizer's state
 
 
 def chat_job(body: ChatRequest, served: Served, *, loop: asyncio.AbstractEventLoop) -> Job:
@@ -46,12 +43,17 @@ def completion_job(body: CompletionRequest, served: Served, *, loop: asyncio.Abs
     """
     if len(body.prompts) * body.n > MOST_CHOICES:
         raise refused(f"prompts times n must be at most {MOST_CHOICES}", param="prompt")
-    prompts = [
-        encode_text(one, served) if isinstance(one, str) else check_ids(one, served) for one in body.prompts
-    ]
+    prompts: list[list[int]] = []
+    limits: list[int] = []
+    for one in body.prompts:
+        if isinstance(one, str):
+            prompts.append(encode(one, served, param="prompt"))
+        else:
+            prompts.append(check_ids(one, served, param="prompt"))
+        length = len(prompts[-1])
+        limits.append(room(length, body.max_tokens, served, default=COMPLETION_TOKENS, param="prompt"))
     choices: list[Choice] = []
-    for prompt, repeat in zip(prompts, choices_of(prompts), strict=True):
-        limit = room(len(prompt), body.max_tokens, served, default=COMPLETION_TOKENS, param="prompt")
+    for prompt, limit, repeat in zip(prompts, limits, choices_of(prompts), strict=True):
         choices += _choices(body, prompt, limit, served, first=len(choices), repeat=repeat)
     return Job(choices, sum(map(len, prompts)), loop)
 
@@ -60,40 +62,50 @@ def encode_chat(messages: list[Message], served: Served) -> list[int]:
     """Token ids of a chat, up to where the answer begins.
 
     Raises:
-        ApiError: the model has no chat template, or its template refuses these messages.
+        ApiError: the model has no chat template, its template refuses these messages, or as of `encode`.
     """
     if not served.tokenizer.chat_template:
         raise refused("this model has no chat template: use /v1/completions", param="messages")
     try:
-        with _encoding:
-            encoded: Any = served.tokenizer.apply_chat_template(
-                [message.plain() for message in messages], add_generation_prompt=True, return_dict=True
-            )
+        text = served.tokenizer.apply_chat_template(
+            [message.plain() for message in messages], add_generation_prompt=True, tokenize=False
+        )
     except TemplateError as error:
         raise refused(f"the model's chat template refuses the messages: {error}", param="messages") from error
-    return _not_empty(list(encoded["input_ids"]), param="messages")
+    assert isinstance(text, str)
+    return encode(text, served, param="messages", add_special_tokens=False)
 
 
-def encode_text(text: str, served: Served) -> list[int]:
-    """Token ids of a text, with the tokens that the model's tokenizer puts around one.
-
-    Raises:
-        ApiError: there are none.
-    """
-    with _encoding:
-        encoded = served.tokenizer(text)["input_ids"]
-    return _not_empty(list(encoded), param="prompt")
-
-
-def check_ids(ids: list[int], served: Served) -> list[int]:
-    """Token ids as given.
+def encode(text: str, served: Served, *, param: str, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text, with the tokens that the model's tokenizer puts around one if asked for.
 
     Raises:
-        ApiError: one is outside the vocabulary.
+        ApiError: there are none, there must be too many, or as of `check_ids`.
     """
-    if max(ids) >= served.vocab_size:
-        raise refused(f"token ids must be below {served.vocab_size}, got {max(ids)}", param="prompt")
-    return ids
+    least = served.least_tokens(text)
+    if least > served.max_model_len:
+        raise _too_long(f"at least {least}", None, served, param=param)
+    ids = list(served.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+    if not ids:
+        raise refused("the prompt is empty", param=param)
+    return check_ids(ids, served, param=param)
+
+
+def check_ids(ids: list[int], served: Served, *, param: str) -> list[int]:
+    """Token ids as they are.
+
+    Raises:
+        ApiError: the model has no embedding for one of them; names it.
+    """
+    worst = max(ids)
+    if worst < served.vocab_size:
+        return ids
+    name = served.tokenizer.convert_ids_to_tokens(worst) if worst < len(served.tokenizer) else None
+    said = f"{worst}" if name is None else f"{worst} ({name!r})"
+    raise refused(
+        f"token ids must be below {served.vocab_size}, got {said}: the model has no embedding for more",
+        param=param,
+    )
 
 
 def room(prompt: int, asked: int | None, served: Served, *, default: int | None, param: str) -> int:
@@ -102,17 +114,21 @@ def room(prompt: int, asked: int | None, served: Served, *, default: int | None,
     Raises:
         ApiError: the context is too short for the prompt, or for both.
     """
-    most = served.max_model_len
-    left = most - prompt
+    left = served.max_model_len - prompt
     if left < (asked or 1):
-        wanted = "" if asked is None else f" and {asked} of the answer, {prompt + asked} together"
-        raise refused(
-            f"This model's maximum context length is {most} tokens. However, you requested {prompt} tokens "
-            f"of the prompt{wanted}. Please reduce the length of either.",
-            param=param,
-            code="context_length_exceeded",
-        )
+        raise _too_long(f"{prompt}", None if asked is None else (prompt, asked), served, param=param)
     return asked or min(left, default or left)
+
+
+def _too_long(prompt: str, both: tuple[int, int] | None, served: Served, *, param: str) -> ApiError:
+    """The context is too short for a prompt of so many tokens, or for `both` it and the answer asked for."""
+    wanted = "" if both is None else f" and {both[1]} of the answer, {sum(both)} together"
+    return refused(
+        f"This model's maximum context length is {served.max_model_len} tokens. However, you requested "
+        f"{prompt} tokens of the prompt{wanted}. Please reduce the length of either.",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def biases(body: Sampling, served: Served) -> dict[int, float]:
@@ -177,12 +193,6 @@ def check_logprobs(body: Sampling) -> None:
         raise refused("top_logprobs needs logprobs: true", param="top_logprobs")
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options needs stream: true", param="stream_options")
-
-
-def _not_empty(ids: list[int], *, param: str) -> list[int]:
-    if not ids:
-        raise refused("the prompt is empty", param=param)
-    return ids
 
 
 def check_model(name: str | None, served: Served) -> None:

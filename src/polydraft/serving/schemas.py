@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from polydraft.serving.fields import check_message, check_text, known_fields
-from polydraft.serving.settings import MOST_CHOICES, MOST_STOPS, MOST_TOP
+from polydraft.serving.fields import at_most, check_message, check_names, known_fields
+from polydraft.serving.settings import MOST_BIASES, MOST_CHOICES, MOST_STOPS, MOST_TOP
 
 Count = Annotated[int, Field(ge=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-Text = Annotated[str, AfterValidator(check_text)]
-StopText = Annotated[str, Field(min_length=1), AfterValidator(check_text)]
+Biases = Annotated[dict[str, Bias], Field(max_length=MOST_BIASES), BeforeValidator(at_most(MOST_BIASES))]
+StopText = Annotated[str, Field(min_length=1)]
+StopTexts = Annotated[list[StopText], Field(max_length=MOST_STOPS, fail_fast=True)]
 Top = Annotated[int, Field(ge=0, le=MOST_TOP)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Prompts = Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -23,6 +25,11 @@ class Exact(BaseModel):
     """No field but the known ones, and no value of another type taken for its own."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        return check_names(given, cls.model_fields) if isinstance(given, dict) else given
 
 
 class Extension(Exact):
@@ -59,8 +66,8 @@ class Sampling(Exact):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    logit_bias: dict[str, Bias] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
+    logit_bias: Biases | None = None
+    stop: StopText | StopTexts | None = None
     ignore_eos: bool = False
     max_tokens: Count | None = None
     polydraft: Extension = Extension()
@@ -69,7 +76,7 @@ class Sampling(Exact):
     @classmethod
     def _known(cls, given: Any) -> Any:
         """Refuse by name what is not supported; a field that is null was not given."""
-        return known_fields(given) if isinstance(given, dict) else given
+        return known_fields(given, cls.model_fields) if isinstance(given, dict) else given
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -98,7 +105,7 @@ class TextPart(Exact):
     """A part of a message; text is the only kind."""
 
     type: Literal["text"]
-    text: Text
+    text: str
 
 
 class Message(BaseModel):
@@ -107,7 +114,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     @model_validator(mode="before")
     @classmethod
@@ -124,7 +131,7 @@ class Message(BaseModel):
 class ChatRequest(Sampling):
     """Body of POST /v1/chat/completions. `max_completion_tokens` goes before `max_tokens`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: Top | None = None
@@ -137,12 +144,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """Body of POST /v1/completions; `prompt`: one or several texts, or token ids."""
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1)]
-    )
+    prompt: str | Annotated[list[str], Prompts] | TokenIds | Annotated[list[TokenIds], Prompts]
     logprobs: Top | None = None
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from polydraft.serving.errors import shutting_down
 from polydraft.serving.model import Served
+from polydraft.serving.readers import Readers
 from polydraft.serving.requests import Job
 from polydraft.serving.settings import Settings
 from polydraft.serving.worker import Worker
@@ -28,6 +29,7 @@ class Service:
     served: Served
     settings: Settings
     worker: Worker
+    readers: Readers
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -48,6 +50,11 @@ class Service:
             raise shutting_down()
         self.worker.submit(job)
 
+    def close(self) -> None:
+        """End all threads; what runs or waits is never answered."""
+        self.readers.close()
+        self.worker.close()
+
     async def drain(self) -> None:
         """Take nothing new and wait for the rest, up to the limit; what is then left ends with an error."""
         self.draining = True
@@ -61,4 +68,4 @@ def open_service(served: Served, settings: Settings) -> Service:
     """A service whose batch is open; raises what opening it raises."""
     worker = Worker(served.open_batch, max_queue=settings.max_queue, model=served.name)
     worker.start()
-    return Service(served, settings, worker)
+    return Service(served, settings, worker, Readers(served))

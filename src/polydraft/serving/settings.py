@@ -9,6 +9,8 @@ from polydraft.errors import InputError
 MOST_CHOICES = 128
 """Choices of one request, over all its prompts."""
 MOST_STOPS = 4
+MOST_BIASES = 1_024
+"""Entries of `logit_bias`."""
 MOST_TOP = 20
 """Likely tokens named beside each token."""
 
