@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,28 @@ def test_shipped_prompts_are_balanced_and_disjoint() -> None:
     held_out, validation = ({json.dumps(prompt.content) for prompt in prompts} for prompts in sets)
     assert len(held_out) == len(validation) == 24
     assert not held_out & validation
+
+
+def runs_of_words(prompt: Prompt, *, words: int) -> set[str]:
+    texts = [prompt.content.get("prompt", ""), *(m["content"] for m in prompt.content.get("messages", []))]
+    found = re.findall(r"\w+", " ".join(texts).lower())
+    return {" ".join(found[i : i + words]) for i in range(len(found) - words + 1)}
+
+
+def test_shipped_prompts_of_many_kinds_share_no_passage_with_any_others() -> None:
+    names = ("breadth-heldout", "breadth-validation")
+    sets = {name: read_prompts(prompts_path(name)) for name in (*names, "heldout", "validation", "edit")}
+    for name in names:
+        kinds = [prompt.kind for prompt in sets[name]]
+        assert len(set(kinds)) == 14
+        assert all(kinds.count(kind) == 5 for kind in kinds)
+        assert {prompt.where for prompt in sets[name]} == {
+            f"{name}/{k}/{i}" for k in kinds for i in range(1, 6)
+        }
+    runs = {name: set().union(*(runs_of_words(p, words=8) for p in found)) for name, found in sets.items()}
+    for name in names:
+        assert len(runs[name]) > 500
+        assert all(runs[name].isdisjoint(runs[other]) for other in sets if other != name)
 
 
 def test_pieces_join_to_the_text(tiny: tuple[Any, Any, PreTrainedTokenizerFast]) -> None:

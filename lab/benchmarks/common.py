@@ -104,13 +104,15 @@ def save(path: Path, *, settings: dict[str, Any], rows: Sequence[dict[str, Any]]
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def continuations(model: str, folder: Path, target: Target) -> Callable[[Sequence[int]], list[Continuation]]:
-    """The continuations of the held-out prompts in the folder of a grid, written first where there are none.
+def continuations(
+    model: str, folder: Path, target: Target, *, prompts: str = "heldout"
+) -> Callable[[Sequence[int]], list[Continuation]]:
+    """The continuations of `prompts` in the folder of a grid, written first where there are none.
 
     Returns:
         what reads them, given the layers whose states are wanted.
     """
-    cell = Cell(name="texts", base=Base(model=model, data=()), options=TrainOptions())
+    cell = Cell(name="texts", base=Base(model=model, data=(), prompts=prompts), options=TrainOptions())
     config = GridConfig(dtype="bfloat16", cells=(cell,))
     store = Store(folder)
     write_texts(config, store, cell, target, progress=Silent())

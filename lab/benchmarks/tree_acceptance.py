@@ -30,7 +30,7 @@ from polydraft.heads import DraftHead
 from polydraft.joint import JointDistribution
 from polydraft.loading import load_head, load_model, set_threads
 from polydraft.training.paths import along, kept
-from polydraft.training.walk import fitting, walk
+from polydraft.training.walk import Walk, fitting, walk
 
 AT_ONCE = 64
 Survive = Callable[[JointDistribution, Tensor, Tensor], Tensor]
@@ -102,10 +102,16 @@ def sampled_chain(joint: JointDistribution, targets: Tensor, log_p: Tensor) -> T
     return kept(along(joint, targets, hits=False).log_q, log_p, targets).cumprod(-1)
 
 
-@torch.inference_mode()
 def tokens_per_step(head: DraftHead, texts: Sequence[Text], survive: Survive) -> float:
     """Over all texts together."""
-    tokens = cycles = 0.0
+    found = walks(head, texts, survive)
+    return sum(each.tokens for each in found) / sum(each.cycles for each in found)
+
+
+@torch.inference_mode()
+def walks(head: DraftHead, texts: Sequence[Text], survive: Survive) -> list[Walk]:
+    """The expected cycles of each text."""
+    out = []
     n = head.config.horizon
     for text in texts:
         fits = fitting(text.anchors, n)
@@ -120,9 +126,8 @@ def tokens_per_step(head: DraftHead, texts: Sequence[Text], survive: Survive) ->
             )
             for part in torch.arange(text.anchors).split(AT_ONCE)
         ]
-        walked = walk(torch.cat(found) * fits)
-        tokens, cycles = tokens + walked.tokens, cycles + walked.cycles
-    return tokens / cycles
+        out.append(walk(torch.cat(found) * fits))
+    return out
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def test_train_reads_it(model: PreTrainedModel, tmp_path: Path) -> None:
 
 
 def test_greedy_rows_equal_each_prompt_alone(model: PreTrainedModel, tmp_path: Path) -> None:
-    make(model, tmp_path, temperatures=(0.0,), max_new_tokens=24)
+    make(model, tmp_path, temperatures=(0.0,), max_new_tokens=24, loop_passages=0)
     for row in rows(tmp_path):
         prompt = torch.tensor([row["input_ids"][: row["prompt_length"]]])
         alone = model.generate(  # type: ignore[operator]
@@ -97,7 +97,7 @@ def test_greedy_rows_equal_each_prompt_alone(model: PreTrainedModel, tmp_path: P
 
 
 def test_text_ends_with_its_first_end_token(model: PreTrainedModel, tmp_path: Path) -> None:
-    make(model, tmp_path, temperatures=(3.0,), max_new_tokens=200)
+    make(model, tmp_path, temperatures=(3.0,), max_new_tokens=200, loop_passages=0)
     texts = [row["input_ids"][row["prompt_length"] :] for row in rows(tmp_path)]
     ended = [text for text in texts if len(text) < 200]
     assert len(ended) >= 2
@@ -172,7 +172,7 @@ def test_workers() -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"max_new_tokens": 0}, {"batch_size": 0}, {"max_prompt_tokens": 0}, {"temperatures": (0.0, -1.0)},
-     {"temperatures": ()}],
+     {"temperatures": ()}, {"loop_passages": -1}],
 )  # fmt: skip
 def test_bad_options(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(changes))):

@@ -97,6 +97,50 @@ class TestFromIndependent:
         assert difference(trained, grown(trained, joint=name)) < 1e-4
 
 
+class TestDraftVocabulary:
+    """`--init-from` a head with as many draft tokens, on other text."""
+
+    TEXT = (Document(list(range(10, 45))),)
+
+    def starts(self, trained: DraftHead) -> tuple[DraftHead, DraftHead]:
+        """With the tokens of the trained head, and with those of the text."""
+        kept = (*FIXED, "features", "horizon", "markov_rank", "draft_vocab_size", "joint", "rank")
+        fields = {name: getattr(trained.config, name) for name in kept}
+        old, new = (
+            new_head(
+                DraftConfig(**fields),
+                tiny_model(),
+                tiny_tokenizer(),
+                self.TEXT,
+                init_from=trained,
+                draft_vocab=which,
+            ).eval()
+            for which in ("kept", "data")
+        )
+        return old, new
+
+    def test_the_tokens_of_the_text_replace_those_of_the_trained_head(self) -> None:
+        trained = trained_head(joint="markov")
+        old, new = self.starts(trained)
+        assert torch.equal(old.draft_ids, trained.draft_ids)
+        assert new.draft_ids.tolist() == list(range(10, 30))  # all once: the lowest ids of the text
+        assert not torch.equal(new.draft_ids, old.draft_ids)
+
+    def test_what_is_known_of_a_token_stays_with_it(self) -> None:
+        """Tokens of both are scored as before, relative to each other: logits belong to the base's rows."""
+        trained = trained_head(joint="markov")
+        _, head = self.starts(trained)
+        both = sorted(set(head.draft_ids.tolist()) & set(trained.draft_ids.tolist()))
+        assert len(both) > 1
+        hidden, tokens = torch.randn(8, trained.config.state_size), torch.randint(64, (8,))
+        found = []
+        for each in (trained, head):
+            joint, ids = each(hidden, tokens), each.draft_ids.tolist()
+            row = joint.row(joint.start(), 0)[:, [ids.index(token) for token in both]]
+            found.append(row - row[:, :1])
+        assert torch.allclose(*found, atol=1e-5)
+
+
 class TestFromItself:
     @pytest.mark.parametrize("features", ["fused", "hidden"])
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in SINGLE])

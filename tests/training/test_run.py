@@ -278,6 +278,8 @@ class TestRefused:
             ({"warmup": -1}, "warmup must be 0 or more"),
             ({"weight_decay": -0.1}, "weight_decay must be 0 or more"),
             ({"scheduler": "reduce_lr_on_plateau"}, "scheduler must be one of linear, cosine"),
+            ({"draft_vocab": "new"}, "draft_vocab must be one of kept, data"),
+            ({"draft_vocab": "data", "own_unembedding": True}, "draft_vocab 'data' needs"),
             ({"mixed_precision": "fp8"}, "mixed_precision must be one of no, bf16, fp16"),
             ({"mixed_precision": "fp16"}, "needs a GPU"),
             ({"fsdp": True}, "start it with torchrun"),

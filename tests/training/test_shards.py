@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from polydraft.errors import InputError
 from polydraft.heads.fingerprint import describe_base
 from polydraft.training.collect import CollectOptions, collect
-from polydraft.training.shards import conclude, is_loop, loop_length
+from polydraft.training.shards import conclude, is_loop, loop_length, without_loop
 from polydraft.versions import versions
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -61,6 +61,7 @@ class TestRecipe:
             "max_new_tokens": 12,
             "max_prompt_tokens": 256,
             "batch_size": 2,
+            "loop_passages": 3,
             "seed": 0,
             "runs": [{"prompts": "a.jsonl", "command": "polydraft collect", "versions": versions()}],
         }
@@ -244,3 +245,44 @@ def kill(done: int, total: int, tokens: int) -> None:
 if __name__ == "__main__":  # out: a run that kills itself after its first shard
     torch.set_num_threads(1)
     make(tiny_model(vocab_size=len(TOKENIZER)), Path(sys.argv[1]), on_progress=kill)
+
+
+def row(written: list[int]) -> dict[str, Any]:
+    return {"input_ids": [9, 8, *written], "prompt_length": 2, "temperature": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("written", "passages", "left"),
+    [
+        pytest.param([5, *[1, 2, 3] * 7], 3, [5, *[1, 2, 3] * 3], id="whole passages"),
+        pytest.param([5, *[1, 2, 3] * 7, 1], 2, [5, *[1, 2, 3] * 2], id="and a part of one"),
+        pytest.param([7] * 40, 3, [7] * 3, id="a single token"),
+        pytest.param([7] * 40, 0, [7] * 40, id="0 keeps all"),
+        pytest.param([5, *[1, 2, 3] * 5], 3, [5, *[1, 2, 3] * 5], id="15 tokens are no loop"),
+        pytest.param([*[1, 2, 3] * 7, 5], 3, [*[1, 2, 3] * 7, 5], id="a loop that the text leaves"),
+        pytest.param([*range(20), 1, 2] * 2, 3, [*range(20), 1, 2] * 2, id="twice is no loop"),
+        pytest.param([*range(20)] * 3, 5, [*range(20)] * 3, id="fewer passages than may stay"),
+    ],
+)
+def test_a_loop_is_cut(written: list[int], passages: int, left: list[int]) -> None:
+    found = without_loop(row(written), passages=passages)
+    assert found["input_ids"] == [9, 8, *left]
+    assert found.get("looped", False) == (len(left) < len(written) and is_loop(written))
+
+
+def test_a_short_loop_after_a_long_text_is_cut_and_not_counted() -> None:
+    text = [*range(100, 160), *[1, 2] * 10]
+    assert not is_loop(text)
+    assert without_loop(row(text), passages=3) == row([*range(100, 160), *[1, 2] * 3])
+
+
+def test_cut_loops_are_counted_as_written(tmp_path: Path) -> None:
+    """A model that knows one token only: the folder says that all loops, and holds little of it."""
+    model = tiny_model(vocab_size=len(TOKENIZER))
+    model.generation_config.suppress_tokens = [token for token in range(len(TOKENIZER)) if token != 4]
+    model.generation_config.eos_token_id = None
+    for name, passages in (("whole", 0), ("cut", 3)):
+        make(model, tmp_path / name, temperatures=(0.0,), max_new_tokens=40, loop_passages=passages)
+    whole, cut = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut"))
+    assert whole["looping"] == cut["looping"] == {"0.0": 1.0}
+    assert (whole["tokens"], cut["tokens"]) == (40 * whole["documents"], 3 * whole["documents"])

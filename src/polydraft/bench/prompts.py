@@ -14,7 +14,7 @@ from polydraft.errors import InputError
 from polydraft.resources import shipped
 from polydraft.training.collect import encode_prompt
 
-SHIPPED = ("heldout", "validation", "edit")
+SHIPPED = ("heldout", "validation", "edit", "breadth-heldout", "breadth-validation")
 
 
 @dataclass(frozen=True, kw_only=True)

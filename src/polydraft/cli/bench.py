@@ -34,7 +34,8 @@ def bench(
         typer.Option(
             metavar="FILE",
             help="JSON lines with `prompt` or chat `messages`, perhaps `kind`; or heldout, the prompts that "
-            "the published figures use, edit, or validation. May be given several times.",
+            "the published figures use, breadth-heldout, those of 14 kinds, edit, validation, or "
+            "breadth-validation. May be given several times.",
         ),
     ],
     max_new_tokens: options.MaxNewTokens = 128,

@@ -28,6 +28,10 @@ def collect(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens written after each prompt, at most.")] = 144,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longer prompts keep their last tokens.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch, and rows per shard.")] = 96,
+    loop_passages: Annotated[
+        int,
+        typer.Option(help="Of a loop that a text ends in, keep its passage so many times; 0 keeps all."),
+    ] = 3,
     worker: Annotated[
         str, typer.Option(metavar="I/M", help="This process takes every M-th batch from the I-th on.")
     ] = "0/1",
@@ -52,6 +56,7 @@ def collect(
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
         batch_size=batch_size,
+        loop_passages=loop_passages,
         seed=seed,
     )
     turn = room.parse_worker(worker)

@@ -105,6 +105,12 @@ def train(
         bool, typer.Option("--own-unembedding", help="An unembedding per position and component.")
     ] = False,
     draft_vocab_size: Annotated[int, typer.Option(help="Tokens that can be drafted.")] = 8192,
+    draft_vocab: Annotated[
+        str,
+        typer.Option(
+            help="With --init-from, of a head with as many: kept, its own, or data, those frequent now."
+        ),
+    ] = "kept",
     loss: Annotated[
         str,
         typer.Option(
@@ -250,6 +256,7 @@ def train(
         components=components,
         own_unembedding=own_unembedding,
         draft_vocab_size=draft_vocab_size,
+        draft_vocab=draft_vocab,
         loss=loss,
         nll=nll,
         kl=kl,

@@ -2,7 +2,8 @@
 
 A row of a shard is `{"input_ids": [...], "prompt_length": k, "temperature": T, "kind": ...}`; `train`
 reads a folder of such shards and learns only from what the model itself wrote (position k onwards).
-Beside the shards lie `recipe.json` and, when all are there, `summary.json` (`training.shards`).
+A text that ends in a loop is cut (`shards.without_loop`). Beside the shards lie `recipe.json` and, when all
+are there, `summary.json` (`training.shards`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.errors import InputError
 from polydraft.files import write_atomic
-from polydraft.training.shards import conclude, describe_summary, make_recipe, record_recipe, shard_path
+from polydraft.training.shards import (
+    conclude,
+    describe_summary,
+    make_recipe,
+    record_recipe,
+    shard_path,
+    without_loop,
+)
 
 T = TypeVar("T")
 
@@ -33,6 +41,7 @@ class CollectOptions:
         max_new_tokens: tokens written after each prompt, at most.
         max_prompt_tokens: longer prompts keep their last tokens.
         batch_size: prompts per batch, and rows per shard.
+        loop_passages: of a loop that a text ends in, how many times its passage is kept; 0 keeps all.
         seed: fixes the order of the prompts and what is sampled.
     """
 
@@ -40,12 +49,15 @@ class CollectOptions:
     max_new_tokens: int = 144
     max_prompt_tokens: int = 256
     batch_size: int = 96
+    loop_passages: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_prompt_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.loop_passages < 0:
+            raise InputError(f"loop_passages must be 0 or more, got {self.loop_passages}")
         if min(self.temperatures, default=-1) < 0:
             raise InputError(f"temperatures must be 0 or more, got {self.temperatures}")
 
@@ -210,6 +222,7 @@ def collect(
                 max_new_tokens=options.max_new_tokens,
                 pad_token_id=pad_token(tokenizer),
             )
+            texts = [without_loop(row, passages=options.loop_passages) for row in texts]
             write_atomic(shard, "".join(json.dumps(row) + "\n" for row in texts))
             written += sum(len(row["input_ids"]) - row["prompt_length"] for row in texts)
         if on_progress is not None:

@@ -36,6 +36,7 @@ SCHEDULERS = (
 """Those of transformers that need nothing but a warm-up."""
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 BLOCK_STARTS = ("random", "base")
+VOCABULARIES = ("kept", "data")
 TRUNKS = ("frozen", "lora", "full", "scratch")
 
 
@@ -66,6 +67,8 @@ class TrainOptions:
         validation_windows: of the held-out text, looked at most, of each temperature.
         every: steps between held-out figures, and between checkpoints.
         layers: further hidden layers of the base model that are fused, 1-based.
+        draft_vocab: of a head that starts from another with as many draft tokens: "kept", that head's tokens,
+            or "data", the most frequent ones of the text, as any other head has.
         block_start: of the block, "random" or "base", the base model's last layer.
         trunk: what of the base model is trained, see `training.trunk`: nothing, a LoRA adapter, or all of it,
             from its weights ("full") or from random ones ("scratch").
@@ -92,6 +95,7 @@ class TrainOptions:
     components: int = 0
     own_unembedding: bool = False
     draft_vocab_size: int = 8192
+    draft_vocab: str = "kept"
     loss: str = "distill"
     nll: float | None = None
     kl: float | None = None
@@ -146,6 +150,14 @@ class TrainOptions:
         if self.block_start not in BLOCK_STARTS:
             known = ", ".join(BLOCK_STARTS)
             raise InputError(f"block_start must be one of {known}, got {self.block_start!r}")
+        if self.draft_vocab not in VOCABULARIES:
+            raise InputError(
+                f"draft_vocab must be one of {', '.join(VOCABULARIES)}, got {self.draft_vocab!r}"
+            )
+        if self.own_unembedding and self.draft_vocab == "data":
+            raise InputError(
+                "draft_vocab 'data' needs the base model's unembedding: own rows keep their tokens"
+            )
         if self.joint in MEMBERS:
             check_features(self.joint, self.features)
         self._check_trunk()

@@ -116,6 +116,7 @@ def train(
             training,
             init_from=init_from,
             block_start=options.block_start,
+            draft_vocab=options.draft_vocab,
         )
         if checkpoint is not None:
             check_base(DraftConfig.from_pretrained(checkpoint).base_model or {}, model, tokenizer)

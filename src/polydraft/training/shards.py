@@ -98,8 +98,8 @@ def conclude(folder: Path, *, shards: int, documents: int) -> dict[str, Any] | N
 
     Returns:
         What is also written to `summary.json`: documents kept, tokens written in them, identical documents
-        dropped, and for each temperature the share of documents that end in a loop (`is_loop`); these
-        are kept. None while shards are missing.
+        dropped, and for each temperature the share of documents that were written to end in a loop
+        (`is_loop`); these are kept, as far as `without_loop` left them. None while shards are missing.
 
     Raises:
         InputError: a shard is damaged.
@@ -121,7 +121,7 @@ def conclude(folder: Path, *, shards: int, documents: int) -> dict[str, Any] | N
             for row in kept:
                 written = row["input_ids"][row["prompt_length"] :]
                 tokens += len(written)
-                loops.setdefault(row["temperature"], []).append(is_loop(written))
+                loops.setdefault(row["temperature"], []).append(row.get("looped", False) or is_loop(written))
         shares = {str(t): round(sum(found) / len(found), 4) for t, found in sorted(loops.items())}
         summary = {
             "documents": len(seen),
@@ -150,20 +150,44 @@ def _is_new(input_ids: Iterable[int], seen: set[bytes]) -> bool:
     return True
 
 
-def loop_length(tokens: Sequence[int]) -> int:
-    """Tokens at the end of a text that are one passage three times or more; 0 if none are.
+def find_loop(tokens: Sequence[int]) -> tuple[int, int]:
+    """(L, p): the last L tokens of a text are one passage of p tokens, three times or more; (0, 0) if none.
 
     The passage has p <= `LONGEST_PERIOD` tokens where the last m >= 2 p tokens equal those p before them;
-    the length is the largest m + p.
+    L is the largest m + p, and p the smallest that gives it.
     """
-    longest = 0
+    found = (0, 0)
     for period in range(1, min(len(tokens) // 3, LONGEST_PERIOD) + 1):
         first = len(tokens)
         while first > period and tokens[first - 1] == tokens[first - 1 - period]:
             first -= 1
-        if len(tokens) - first >= 2 * period:
-            longest = max(longest, len(tokens) - first + period)
-    return longest
+        length = len(tokens) - first + period
+        if length >= 3 * period and length > found[0]:
+            found = length, period
+    return found
+
+
+def loop_length(tokens: Sequence[int]) -> int:
+    """L of `find_loop`."""
+    return find_loop(tokens)[0]
+
+
+def without_loop(row: dict[str, Any], *, passages: int) -> dict[str, Any]:
+    """A row of a shard whose text ends with at most `passages` times the passage that it repeats to its end.
+
+    A loop teaches a head nothing after that, and greedy text of small models has many. Those shorter than
+    `SHORTEST_LOOP` tokens stay. A row whose text `is_loop` says so after the cut: `looped` is true.
+
+    Args:
+        passages: 0 leaves all rows as they are.
+    """
+    written = row["input_ids"][row["prompt_length"] :]
+    length, period = find_loop(written)
+    too_many = length - passages * period
+    if not passages or length < SHORTEST_LOOP or too_many <= 0:
+        return row
+    cut = row | {"input_ids": row["input_ids"][:-too_many]}
+    return cut | ({"looped": True} if is_loop(written) else {})
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

@@ -37,14 +37,16 @@ def new_head(
     *,
     init_from: DraftHead | None = None,
     block_start: str = "random",
+    draft_vocab: str = "kept",
 ) -> DraftHead:
     """A head for `model`, attached; its draft vocabulary holds the most frequent tokens of `documents`.
 
     Args:
         init_from: a trained head; every component starts as a copy of one of its components plus
-            noise, and where the draft vocabulary is of one size, it is the same.
+            noise.
         block_start: "random", or "base" for the base model's last layer where names and shapes allow; in
             both cases a block writes nothing at first. Not used where `init_from` has a block.
+        draft_vocab: "kept" for that of `init_from` where it is of this size; "data" for that of `documents`.
 
     Raises:
         InputError: `init_from` does not fit; see `grow`.
@@ -55,7 +57,8 @@ def new_head(
         head.block.take(decoder_layers(model, upto=1)[-1])
     if init_from is not None:
         grow(head, init_from)
-    if init_from is None or init_from.config.draft_vocab_size != config.draft_vocab_size:
+    same_size = init_from is not None and init_from.config.draft_vocab_size == config.draft_vocab_size
+    if draft_vocab == "data" or not same_size:
         ids = frequent_tokens(documents, size=config.draft_vocab_size, vocab_size=config.vocab_size)
         head.draft_ids.copy_(torch.tensor(ids))
     return head.attach(model, tokenizer)
