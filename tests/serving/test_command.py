@@ -45,6 +45,8 @@ def _nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("--max-num-seqs", 0), "max_num_seqs must be at least 1"),
         (("--timeout-seconds", 0), "timeout_seconds must be above 0"),
+        (("--allowed-host", "a", "--allowed-host", "http://b"), "'http://b' is no host's name: leave out"),
+        (("--allowed-host", "b:80"), "'b:80' is no host's name"),
         (("--host", "no.such.host.invalid"), "cannot serve at no.such.host.invalid"),
         (("--host", "192.0.2.1", "--port", 0), "cannot serve at 192.0.2.1, port 0"),
     ],

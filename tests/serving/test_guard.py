@@ -72,11 +72,47 @@ def test_large_bodies_are_refused_said_or_not(locked: Running) -> None:
 
 def test_a_long_body_is_refused_before_it_comes(locked: Running) -> None:
     head = (
-        f"POST {COMPLETE} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 9999\r\n\r\n"
+        f"POST {COMPLETE} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        "Content-Length: 9999\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", int(locked.url.rpartition(":")[2])), timeout=10) as raw:
         raw.sendall(head.encode())
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
+# -- names ------------------------------------------------------------------------------------------
+
+PATHS = ("/", "/health", "/metrics", "/openapi.json", "/v1/models")
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
+             "me@localhost", "localhost/", "[::1", "", "[localhost]"],
+)  # fmt: skip
+def test_a_name_that_is_led_here_reads_nothing(server: Running, host: str) -> None:
+    """DNS rebinding: a site's own name, resolved to this machine, in the browser of whoever visits it."""
+    for path in PATHS:
+        error = error_of(HTTP.get(server.url + path, headers={"host": host}), 400)
+        assert error["code"] == "host_not_allowed"
+    error_of(HTTP.post(server.url + CHAT, json=ASK, headers={"host": host}), 400)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:80", "localhost.:1", "127.0.0.1", "[::1]:1", "192.0.2.1:9"]
+)
+def test_own_names_are_answered(server: Running, host: str) -> None:
+    for path in PATHS:
+        assert HTTP.get(server.url + path, headers={"host": host}).status_code == 200
+
+
+def test_further_names_are_answered_where_they_are_allowed() -> None:
+    for allowed, others in ((("My.box", "b_c"), 400), (("*",), 200)):
+        with running(allowed_hosts=allowed) as server:
+            found = [
+                HTTP.get(server.url, headers={"host": host}).status_code
+                for host in ("my.box:1", "b_c", "other")
+            ]
+            assert found == [200, 200, others]
 
 
 # -- what is refused --------------------------------------------------------------------------------

@@ -26,6 +26,14 @@ def serve(
         str, typer.Option(help="Address to serve at; by default this machine alone.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that requests may call the server by, beside localhost, --host and numeric addresses; "
+            "* for any; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -78,6 +86,7 @@ def serve(
         timeout_seconds=timeout_seconds,
         shutdown_seconds=shutdown_seconds,
         max_body_bytes=max_body_bytes,
+        allowed_hosts=(host, *(allowed_host or ())),
     )
     from polydraft.serving.run import bound
 

@@ -19,6 +19,7 @@ from polydraft.serving.chat import ChatShape
 from polydraft.serving.completions import CompletionShape
 from polydraft.serving.errors import ApiError
 from polydraft.serving.gate import Gate
+from polydraft.serving.hosts import HostCheck
 from polydraft.serving.model import Served
 from polydraft.serving.requests import Job
 from polydraft.serving.schemas import ChatRequest, CompletionRequest
@@ -54,6 +55,7 @@ def create_app(service: Service) -> FastAPI:
         max_body_bytes=service.settings.max_body_bytes,
         draining=lambda: service.draining,
     )
+    app.add_middleware(HostCheck, names=service.settings.allowed_hosts)
     return app
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polydraft.errors import InputError
+from polydraft.serving.hosts import is_name
 
 MOST_CHOICES = 128
 """Choices of one request, over all its prompts."""
@@ -25,6 +26,7 @@ class Settings:
         timeout_seconds: of a request, from its arrival to its last token.
         shutdown_seconds: what runs and waits gets so long to finish once a shutdown is asked for.
         max_body_bytes: of a request.
+        allowed_hosts: names that requests may call the server by, besides those of `polydraft.serving.hosts`.
 
     Raises:
         InputError: a value outside its range; names it.
@@ -36,6 +38,7 @@ class Settings:
     timeout_seconds: float = 600.0
     shutdown_seconds: float = 30.0
     max_body_bytes: int = 8 << 20
+    allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_queue", "max_body_bytes"):
@@ -48,3 +51,6 @@ class Settings:
         key = self.api_key
         if key is not None and not (key and key.isascii() and key == key.strip()):
             raise InputError("api_key must be ASCII text, not empty and without white space around it")
+        for name in self.allowed_hosts:
+            if not is_name(name):
+                raise InputError(f"{name!r} is no host's name: leave out scheme and port, or give * for any")
