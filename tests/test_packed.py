@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from polydraft import packed as packed_module
-from polydraft.packed import Packed, PackedLinear, can_pack
+from polydraft.compat import can_pack
+from polydraft.packed import Packed, PackedLinear
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="oneDNN multiplies in bfloat16 on some CPUs only")
 

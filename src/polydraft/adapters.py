@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from polydraft.compat import has_adapter
 from polydraft.errors import InputError, first_line
 from polydraft.extras import install
 
@@ -101,11 +102,6 @@ def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
     if not has_adapter(model):
         return {}
     return {name: value for name, value in model.named_parameters() if ".lora_" in name}
-
-
-def has_adapter(model: PreTrainedModel) -> bool:
-    """Whether an adapter is inside `model`."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def adapter_fingerprint(model: PreTrainedModel) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.adapters import load_adapter
+from polydraft.compat import set_commit
 from polydraft.embedded import EMBEDDED, OnProgress, embedded_model
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig, DraftHead
@@ -83,7 +84,7 @@ def load_model(
         source, revision = pinned(source)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    model.config._commit_hash = commit(source, revision)  # which a head records of its base model
+    set_commit(model.config, commit(source, revision))
     if name == EMBEDDED:
         model.config.name_or_path = model.name_or_path = EMBEDDED
     model = cast(Any, model).to(default_device())

@@ -11,10 +11,11 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from polydraft.compat import can_pack, pack_weight, packed_product
 
 FEW_TOKENS = 8
 """What weights are packed for; products with other numbers of rows are right as well."""
@@ -28,9 +29,7 @@ SIGNATURE = "(Tensor x, Tensor number, Tensor? bias, int rows) -> Tensor"
 
 def _packed_linear(x: Tensor, number: Tensor, bias: Tensor | None, rows: int) -> Tensor:  # noqa: ARG001
     """x (..., K) -> x W^T + bias (..., rows), W (rows, K) packed under `number`."""
-    product: Any = torch.ops.mkldnn._linear_pointwise
-    out: Tensor = product(x, _packed[int(number)], bias, "none", [], "")
-    return out
+    return packed_product(x, _packed[int(number)], bias)
 
 
 def _packed_linear_shape(x: Tensor, number: Tensor, bias: Tensor | None, rows: int) -> Tensor:  # noqa: ARG001
@@ -99,11 +98,6 @@ class Packed:
             del layer.number
 
 
-def can_pack() -> bool:
-    """Whether oneDNN multiplies in bfloat16 on this CPU."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def _fits(layer: nn.Linear) -> bool:
     weight = layer.weight
     return (
@@ -117,9 +111,7 @@ def _fits(layer: nn.Linear) -> bool:
 def _pack(weight: Tensor) -> int:
     """Pack a copy of W (N, K); its number."""
     number = next(_numbers)
-    pack: Any = torch.ops.mkldnn._reorder_linear_weight
-    with torch.no_grad():
-        _packed[number] = pack(weight.detach(), FEW_TOKENS)
+    _packed[number] = pack_weight(weight, FEW_TOKENS)
     return number
 
 

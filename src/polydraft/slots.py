@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.errors import InputError
 
 GROWTH = 256

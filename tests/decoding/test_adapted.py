@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from polydraft import generate
 from polydraft.adapters import AdapterSwitch, add_adapter, trained_parameters
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.decoding.adapted import verify_with_base
 from polydraft.decoding.drafts import Draft, Kept
 from polydraft.decoding.engine import Engine

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import polydraft
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.heads import DraftHead
 from polydraft.hidden import HiddenTap
 from polydraft.joint import JointDistribution

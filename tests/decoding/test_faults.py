@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import polydraft
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.decoding.adapted import verify_with_base
 from polydraft.heads import DraftHead
 from polydraft.hidden import decoder_layers

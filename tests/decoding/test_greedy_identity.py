@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import polydraft
 from polydraft import resources
 from polydraft.bench.prompts import prompts_path, read_prompts
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.embedded import EMBEDDED
 from polydraft.heads import DraftHead
 from polydraft.loading import load_head, load_model

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 import polydraft
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.decoding.live import LiveBatch, new_row
 from polydraft.decoding.loop import run
 from polydraft.decoding.noise import GumbelNoise, choices_of, gumbel

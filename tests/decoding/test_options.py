@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 import polydraft
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from tests.tiny import BLOCK, tiny_head, tiny_model
 
 PROMPTS = torch.tensor([[0, 0, 5, 9, 2, 7], [3, 14, 15, 9, 26, 5], [0, 0, 0, 0, 1, 1]])

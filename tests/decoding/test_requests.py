@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import polydraft
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.decoding import DecodingStatistics, DraftedOutput
 from polydraft.errors import InputError
 from tests.tiny import tiny_head, tiny_model

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from polydraft.adapters import AdapterSwitch, has_adapter
+from polydraft.adapters import AdapterSwitch
+from polydraft.compat import has_adapter
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from polydraft.compat import attention_implementation, has_cpp_compiler, layer_programs
 from polydraft.decoding.compiled_attention import GroupedAttention
-from polydraft.decoding.compiled_layer import CompiledLayers, Symbols, settings
+from polydraft.decoding.compiled_layer import VARIANTS, CompiledLayers, Symbols
 from polydraft.decoding.refusals import takes_trees
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError, PolydraftError
@@ -62,8 +63,8 @@ class Compiled:
             )
         if not takes_trees(model):
             raise InputError(
-                f"{type(model).__name__} with attention {model.config._attn_implementation!r} takes no masks "
-                "from outside, which the compiled path gives it: leave it out"
+                f"{type(model).__name__} with attention {attention_implementation(model.config)!r} takes no "
+                "masks from outside, which the compiled path gives it: leave it out"
             )
         if model.device.type == "cpu":
             check_compiler()
@@ -132,13 +133,8 @@ def check_compiler() -> None:
     Raises:
         PolydraftError: says what to install.
     """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise PolydraftError("compiling needs a C++ compiler: install g++, or set CXX") from error
+    if not has_cpp_compiler():
+        raise PolydraftError("compiling needs a C++ compiler: install g++, or set CXX")
 
 
 class CompiledTrunk(EagerTrunk):
@@ -177,7 +173,7 @@ class CompiledTrunk(EagerTrunk):
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
         """See `Trunk`."""
         inputs = self._places(tokens, parents)
-        with settings(), self._compiled.layers:
+        with layer_programs(variants=VARIANTS), self._compiled.layers:
             logits: Tensor = self._model(input_ids=tokens, **self._past, **inputs).logits
         self.hidden = self._tap.hidden
         return logits

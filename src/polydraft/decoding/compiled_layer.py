@@ -12,10 +12,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from polydraft.compat import mark_size_dynamic, tensors_within
 from polydraft.slots import SlotCache
 
 SLOTS = "<slots>"
@@ -127,13 +126,7 @@ class Symbols(NamedTuple):
 
     def mark(self, given: Any) -> None:
         """Tell the compiler, for all tensors within `given`; sizes of 1 stay constants."""
-        for tensor in tree_leaves(given):
-            if isinstance(tensor, Tensor):
-                for dim, size in enumerate(tensor.shape):
-                    if size > 1 and (size in self.sizes if dim else size == self.rows):
-                        torch._dynamo.maybe_mark_dynamic(tensor, dim)
-
-
-def settings() -> Any:
-    """Context in which layers are compiled and run: the number of a layer is no constant of its program."""
-    return torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True, recompile_limit=VARIANTS)
+        for tensor in tensors_within(given):
+            for dim, size in enumerate(tensor.shape):
+                if size > 1 and (size in self.sizes if dim else size == self.rows):
+                    mark_size_dynamic(tensor, dim)

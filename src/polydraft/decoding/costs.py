@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from polydraft.compat import attention_implementation
 from polydraft.embedded import cache_folder
 from polydraft.errors import PolydraftError
 from polydraft.files import write_atomic
@@ -115,7 +116,7 @@ def machine_key(model: PreTrainedModel, head: DraftHead, *, path: str, tree: boo
         "head": hashlib.sha256(json.dumps(sizes, sort_keys=True, default=str).encode()).hexdigest()[:32],
         "adapted": head.switch is not None,
         "dtype": str(model.dtype),
-        "attention": model.config._attn_implementation,
+        "attention": attention_implementation(model.config),
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "versions": versions(),

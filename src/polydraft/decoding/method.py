@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.compiled import warm_up
 from polydraft.decoding.engine import Engine

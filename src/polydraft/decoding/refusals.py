@@ -12,7 +12,7 @@ from typing import Any
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from polydraft.cache_name import cache_name
+from polydraft.compat import attention_implementation, cache_name, is_stateful
 from polydraft.errors import InputError
 
 MASKED = ("eager", "sdpa")
@@ -51,7 +51,7 @@ def refuse_batch(model: PreTrainedModel) -> None:
     Raises:
         InputError: an attention that takes no such mask, or a model that finds positions by itself.
     """
-    attention = model.config._attn_implementation
+    attention = attention_implementation(model.config)
     if attention not in MASKED:
         raise InputError(
             f"attention {attention!r} takes no mask for batches and trees: load the model with "
@@ -64,7 +64,7 @@ def refuse_batch(model: PreTrainedModel) -> None:
 
 def takes_trees(model: PreTrainedModel) -> bool:
     """Whether `refuse_batch` has nothing against the model."""
-    return model.config._attn_implementation in MASKED and _alone(model) is None
+    return attention_implementation(model.config) in MASKED and _alone(model) is None
 
 
 def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> None:
@@ -103,7 +103,7 @@ def _never(model: PreTrainedModel) -> str | None:
         return NEVER[config.model_type]
     if model.config.is_encoder_decoder:
         return "is an encoder-decoder"
-    if model._is_stateful or any(_is_recurrent(layer) for layer in DynamicCache(config=model.config).layers):
+    if is_stateful(model) or any(_is_recurrent(layer) for layer in DynamicCache(config=model.config).layers):
         return "keeps a state that moves on with every token and cannot be taken back after a refused draft"
     if cache_name(type(model).forward) is None:
         return "keeps no cache of keys and values"

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.generation.logits_process import SynthIDTextWatermarkLogitsProcessor
 
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from polydraft.cache_name import CACHE, cache_name
+from polydraft.compat import CACHE, cache_name
 from polydraft.hidden import HiddenTap
 from polydraft.masks import slot_mask, tree_depths
 from polydraft.slots import SlotCache, layer_windows

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from polydraft.cache_name import CACHE
+from polydraft.compat import CACHE, set_attention_implementation
 from polydraft.errors import InputError
 from polydraft.heads.past import Memory, Past
 from polydraft.masks import slot_mask
@@ -69,7 +69,7 @@ class ContextBlock(nn.Module):
             rope_parameters={"rope_type": "default", "rope_theta": float(sizes.get("rope_theta", 10_000.0))},
             **rest,
         )
-        self.layer_config._attn_implementation = "sdpa"
+        set_attention_implementation(self.layer_config, "sdpa")
         self.layer = LlamaDecoderLayer(self.layer_config, 0)
         self._rotary: list[LlamaRotaryEmbedding] = []  # a list: it holds tables, no weights
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.adapters import adapter_fingerprint
+from polydraft.compat import commit_of
 from polydraft.errors import InputError
 
 CONFIG_KEYS = (
@@ -50,7 +51,7 @@ def describe_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     """The record a head keeps of its base model."""
     return {
         "id": model.config.name_or_path,
-        "revision": getattr(model.config, "_commit_hash", None),
+        "revision": commit_of(model.config),
         "config": config_fingerprint(model),
         "weights": weights_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer is not None else None,
