@@ -17,6 +17,7 @@ class SteppedBatch:
 
     Attributes:
         turns: released once for each cycle that may pass. fails: the next cycle raises this.
+        admitted, dropped: every text that was, in order.
     """
 
     def __init__(self, rows: int) -> None:
@@ -24,6 +25,7 @@ class SteppedBatch:
         self.active: list[Row] = []
         self.turns = threading.Semaphore(0)
         self.fails: Exception | None = None
+        self.admitted: list[Row] = []
         self.dropped: list[Row] = []
 
     @property
@@ -35,6 +37,7 @@ class SteppedBatch:
         """Their first letters."""
         assert len(rows) <= self.free
         self.active += rows
+        self.admitted += rows
         self._grow(rows)
 
     def step(self) -> None:

@@ -19,7 +19,7 @@ from polydraft.serving.errors import queue_full
 from polydraft.serving.run import stop
 from polydraft.serving.settings import Settings
 from tests.serving.fake import SteppedBatch
-from tests.serving.server import HTTP, NAME, Running, running, tiny_served, with_batch
+from tests.serving.server import HTTP, NAME, Running, running, tiny, tiny_served, with_batch
 
 BODY = {"model": NAME, "prompt": "hello", "max_tokens": 4}
 
@@ -138,12 +138,49 @@ def test_a_time_to_come_again_is_one_that_clients_heed() -> None:
     assert found == ["1", "2", "60", "60"]
 
 
-def test_choices_take_rows_one_by_one(server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor) -> None:
-    answer = pool.submit(post, server, n=5)
+@pytest.fixture
+def roomy(batch: SteppedBatch) -> Iterator[Running]:
+    """A server of two rows in which four texts may wait."""
+    with running(with_batch(tiny_served(), batch), max_queue=4) as one:
+        yield one
+        batch.turns.release(1_000)
+
+
+def test_choices_take_rows_one_by_one(roomy: Running, batch: SteppedBatch, pool: ThreadPoolExecutor) -> None:
+    answer = pool.submit(post, roomy, n=5)
     until(lambda: len(batch.active) == 2)
-    assert placed(server, 1, 0)
+    assert placed(roomy, 1, 0)
     batch.turns.release(1_000)
     assert [len(choice["text"]) for choice in answer.result().json()["choices"]] == [4] * 5
+
+
+def test_requests_take_turns(batch: SteppedBatch, pool: ThreadPoolExecutor) -> None:
+    """Rows come free by two, and go to who has the fewest; of equals to who came first."""
+    with running(with_batch(tiny_served(), batch), max_queue=16) as server:
+        answers = []
+        for waiting, (name, texts) in enumerate((("a", 6), ("b", 1), ("c", 1), ("d", 3))):
+            answers.append(pool.submit(post, server, prompt=name, n=texts))
+            until(lambda waiting=waiting: placed(server, 1, waiting))
+        batch.turns.release(1_000)
+        assert [len(one.result().json()["choices"]) for one in answers] == [6, 1, 1, 3]
+    words = [tiny()[1].decode(row.ids[0, 0]) for row in batch.admitted]
+    assert words == list("aaabacadadd")
+
+
+def test_texts_are_counted_in_the_queue_and_small_requests_still_fit(
+    roomy: Running, batch: SteppedBatch, pool: ThreadPoolExecutor
+) -> None:
+    accepted = [pool.submit(post, roomy, n=2)]
+    until(lambda: placed(roomy, 1, 0))
+    never = error_of(post(roomy, prompt=["a", "b"], n=4), 400)
+    assert (never["param"], "at most 6 on this server" in never["message"]) == ("n", True)
+    accepted.append(pool.submit(post, roomy, n=3))
+    until(lambda: placed(roomy, 1, 1))
+    error_of(post(roomy, n=3), 429)  # all three go before its last
+    accepted += [pool.submit(post, roomy)]  # one of them, and itself
+    until(lambda: placed(roomy, 1, 2))
+    batch.turns.release(1_000)
+    assert [len(one.result().json()["choices"]) for one in accepted] == [2, 3, 1]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -180,14 +217,14 @@ def test_a_stream_that_is_left_frees_its_row(server: Running, batch: SteppedBatc
     assert len(batch.dropped[0].generated) < 80
 
 
-def test_a_client_that_does_not_read_holds_no_row(server: Running, batch: SteppedBatch) -> None:
-    body = BODY | {"stream": True, "max_tokens": 80, "prompt": ["a"] * 20}
+def test_a_client_that_does_not_read_holds_no_row(roomy: Running, batch: SteppedBatch) -> None:
+    body = BODY | {"stream": True, "max_tokens": 80, "prompt": ["a"] * 6}
     batch.turns.release(10_000)
-    with HTTP.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
-        until(lambda: server.service.worker.running == 0)
+    with HTTP.stream("POST", f"{roomy.url}/v1/completions", json=body) as stream:
+        until(lambda: roomy.service.worker.running == 0)
         events = [line for line in stream.iter_lines() if line.startswith("data: {")]
     said = [choice for line in events for choice in json.loads(line[6:])["choices"]]
-    assert sum(len(choice["text"]) for choice in said) == 20 * 80
+    assert sum(len(choice["text"]) for choice in said) == 6 * 80
 
 
 def test_a_request_that_takes_too_long_ends(batch: SteppedBatch) -> None:

@@ -49,7 +49,7 @@ def serve(
         ),
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Texts decoded together.")] = 8,
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait for room; more are refused.")] = 64,
+    max_queue: Annotated[int, typer.Option(help="Texts that may wait for room; more are refused.")] = 128,
     max_model_len: Annotated[
         int | None,
         typer.Option(

@@ -22,7 +22,7 @@ class Settings:
 
     Attributes:
         api_key: what calls must carry as `Authorization: Bearer`; None asks for none.
-        max_num_seqs: texts decoded together. max_queue: requests that may wait for room among them.
+        max_num_seqs: texts decoded together. max_queue: texts that may wait for room among them.
         timeout_seconds: of a request, from its arrival to its last token.
         shutdown_seconds: what runs and waits gets so long to finish once a shutdown is asked for.
         max_body_bytes: of a request.
@@ -34,7 +34,7 @@ class Settings:
 
     api_key: str | None = None
     max_num_seqs: int = 8
-    max_queue: int = 64
+    max_queue: int = 128
     timeout_seconds: float = 600.0
     shutdown_seconds: float = 30.0
     max_body_bytes: int = 8 << 20

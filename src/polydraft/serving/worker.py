@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from polydraft.serving.batch import Batch
-from polydraft.serving.errors import ApiError, failed, queue_full
+from polydraft.serving.errors import ApiError, failed, queue_full, refused
 from polydraft.serving.metrics import Metrics
 from polydraft.serving.requests import Choice, Job
 
@@ -21,11 +21,14 @@ logger = logging.getLogger("polydraft.serving")
 
 
 class Worker:
-    """Takes requests in the order of their arrival, as many rows at a time as are free.
+    """Gives rows to requests in turn: the next free one to the request that has the fewest.
+
+    Of equals the one that came first goes first, so requests of one text are served in the order of their
+    arrival, and one of many texts holds the others up for no more than a text.
 
     Args:
         open_batch: called once, in the thread that will own the batch.
-        max_queue: requests that may wait. model: its name in the metrics.
+        max_queue: texts that may wait. model: its name in the metrics.
 
     Attributes:
         broken: an error ended the thread; nothing is taken any more.
@@ -36,9 +39,9 @@ class Worker:
         self.broken = False
         self._open_batch = open_batch
         self._max_queue = max_queue
-        self._waiting: deque[tuple[Job, Choice]] = deque()
+        self._waiting: dict[Job, deque[Choice]] = {}  # by arrival; none is empty
         self._active: list[tuple[Job, Choice]] = []
-        self._free = 0
+        self._rows = self._free = 0
         self._waited = 0.0  # seconds, the request that last got a row
         self._closing = False
         self._changed = threading.Condition()
@@ -75,23 +78,30 @@ class Worker:
         with self._changed:
             return len(self._without_a_row())
 
-    def _without_a_row(self) -> set[Job]:
-        return {job for job, _ in self._waiting if job.admitted is None}
+    def _without_a_row(self) -> list[Job]:
+        return [job for job in self._waiting if job.admitted is None]
 
     def submit(self, job: Job) -> None:
-        """Take a request.
+        """Take a request, if the queue has room for its texts and for those that get a row before its last.
 
         Raises:
-            ApiError: as many as may wait do so already, or the worker is broken.
+            ApiError: there is no room now or, where it has more texts than ever fit, none ever; or the worker
+                is broken.
         """
+        texts = len(job.choices)
         with self._changed:
             if self.broken:
                 raise failed()
-            waiting = self._without_a_row()
-            if len(waiting) >= self._max_queue + self._free:
-                longest = max(time.perf_counter() - one.arrived for one in waiting)
-                raise queue_full(max(longest, self._waited))
-            self._waiting.extend((job, choice) for choice in job.choices)
+            if texts > self._max_queue + self._rows:
+                raise refused(
+                    f"prompts times n must be at most {self._max_queue + self._rows} on this server",
+                    param="n",
+                )
+            before = sum(min(len(waiting), texts) for waiting in self._waiting.values())
+            if before + texts > self._max_queue + self._free:
+                now = time.perf_counter()
+                raise queue_full(max([self._waited, *(now - one.arrived for one in self._without_a_row())]))
+            self._waiting[job] = deque(job.choices)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
@@ -100,15 +110,14 @@ class Worker:
             if job.cancelled or job.done:
                 return
             job.cancelled = True
-            for one in [one for one in self._waiting if one[0] is job]:
-                self._waiting.remove(one)
-                self.metrics.ended(one[1], "abort")
+            for choice in self._waiting.pop(job, ()):
+                self.metrics.ended(choice, "abort")
             self._changed.notify()
 
     def fail_all(self, error: ApiError) -> None:
         """End every request with `error`."""
         with self._changed:
-            jobs = {job for job, _ in [*self._active, *self._waiting] if not job.cancelled}
+            jobs = {job for job in [*(job for job, _ in self._active), *self._waiting] if not job.cancelled}
         for job in jobs:
             job.put(error)
             self.cancel(job)
@@ -116,7 +125,7 @@ class Worker:
     def _run(self) -> None:
         try:
             batch = self._open_batch()
-            self._free = batch.free
+            self._rows = self._free = batch.free
         except BaseException as error:  # noqa: BLE001 (handed to whoever called start)
             self._opened.set_exception(error)
             return
@@ -159,9 +168,13 @@ class Worker:
         now = time.perf_counter()
         new: list[tuple[Job, Choice]] = []
         with self._changed:
+            rows = Counter(job for job, _ in self._active)
             while self._waiting and len(new) < free:
-                job, choice = self._waiting.popleft()
-                new.append((job, choice))
+                job = min(self._waiting, key=lambda one: rows[one])  # the first of equals
+                rows[job] += 1
+                new.append((job, self._waiting[job].popleft()))
+                if not self._waiting[job]:
+                    del self._waiting[job]
                 if job.admitted is None:
                     job.admitted = now
                     self._waited = now - job.arrived
