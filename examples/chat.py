@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
+import polydraft
 from polydraft.bench.runs import pieces
 from polydraft.decoding import LiveBatch, new_row
-from polydraft.loading import load_head, load_model
 
 STYLES = {"drafted": "green", "correction": "red", "bonus": "yellow"}
 
@@ -28,8 +27,7 @@ parser.add_argument("--temperature", type=float, default=0.7)
 given = parser.parse_args()
 
 console = Console(highlight=False)
-model, tokenizer = load_model(given.model, dtype=torch.bfloat16)
-head = load_head(given.head, model=model, tokenizer=tokenizer)
+model, tokenizer, head = polydraft.load(given.model, given.head)
 batch = LiveBatch(model, head, rows=1)  # a server takes more rows, and admits new ones between steps
 console.print("[green]drafted and kept[/], [red]instead of a draft[/], [yellow]after the last draft kept[/]")
 

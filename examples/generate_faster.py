@@ -11,7 +11,7 @@ import time
 import torch
 
 import polydraft
-from polydraft.loading import load_head, load_model, set_threads
+from polydraft.loading import set_threads
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("question", nargs="?", default="Why is the sky blue?")
@@ -22,8 +22,7 @@ parser.add_argument("--temperature", type=float, default=0.0)
 given = parser.parse_args()
 
 print(set_threads(None))
-model, tokenizer = load_model(given.model, dtype=torch.bfloat16)
-head = load_head(given.head, model=model, tokenizer=tokenizer)
+model, tokenizer, head = polydraft.load(given.model, given.head)
 messages = [{"role": "user", "content": given.question}]
 inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True

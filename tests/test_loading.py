@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 
+import polydraft
 from polydraft import resources, sources
 from polydraft.embedded import EMBEDDED
 from polydraft.errors import InputError
@@ -39,6 +40,27 @@ def test_loads_in_the_asked_dtype(folders: tuple[Path, Path], name: str) -> None
     assert not model.training
     assert not head.training
     assert head.is_attached_to(model)
+
+
+def test_all_of_a_pair_at_once(folders: tuple[Path, Path]) -> None:
+    model, tokenizer, head = polydraft.load(str(folders[0]), str(folders[1]), dtype="float32")
+    assert head.is_attached_to(model) and head.gate.weight.dtype == model.dtype == torch.float32
+    inputs = tokenizer("a b", return_tensors="pt")
+    out = polydraft.generate(model, head, inputs.input_ids, max_new_tokens=4, do_sample=False)
+    expected = cast(Any, model).generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert torch.equal(cast(torch.Tensor, out.sequences), expected)
+
+
+def test_what_is_wrong_with_a_pair_is_said_before_the_model_is_loaded(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polydraft.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError, match=r"give the head of .*: polydraft.load\(model, head\)"):
+        polydraft.load(str(folders[0]))
+    with pytest.raises(InputError, match="no head folder"):
+        polydraft.load(str(folders[0]), str(folders[0] / "nowhere"))
+    with pytest.raises(InputError, match="unknown dtype"):
+        polydraft.load(str(folders[0]), str(folders[1]), dtype="half")
 
 
 def test_auto_is_bfloat16_and_others_are_refused() -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from polydraft.decoding import Decoder, DecodingStatistics, DraftedOutput, decoder, generate, warm_up
     from polydraft.heads import DraftConfig, DraftHead
     from polydraft.joint import Canonical, JointDistribution
+    from polydraft.loading import Loaded, load
 
 __version__ = "0.1.0"
 
@@ -26,9 +27,11 @@ __all__ = [
     "DraftedOutput",
     "InputError",
     "JointDistribution",
+    "Loaded",
     "PolydraftError",
     "decoder",
     "generate",
+    "load",
     "warm_up",
 ]
 
@@ -43,6 +46,7 @@ _ROOMS = {
     ),
     "polydraft.heads": ("DraftConfig", "DraftHead"),
     "polydraft.joint": ("Canonical", "JointDistribution"),
+    "polydraft.loading": ("Loaded", "load"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

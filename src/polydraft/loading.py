@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +21,40 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+class Loaded(NamedTuple):
+    """What `load` returns: a base model, its tokenizer, and a draft head attached to the model."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head: DraftHead
+
+
+def load(model: str, head: str | None = None, *, dtype: str = "auto", adapter: str | None = None) -> Loaded:
+    """Load a base model, its tokenizer and a draft head, ready for `polydraft.generate`.
+
+        model, tokenizer, head = polydraft.load("smollm2-135m-instruct")
+
+    Args:
+        model: a folder, a hub id (`owner/name` or `owner/name@revision`), or `smollm2-135m-instruct`, the
+            embedded model.
+        head: likewise; only the embedded model has a head of its own, which is the default there.
+        dtype: "auto" (bfloat16), "float32", "bfloat16" or "float16", of both.
+        adapter: a LoRA adapter to put into the model: a folder, or the head that was trained with it.
+
+    Raises:
+        InputError: nothing can be loaded under a name, the head was trained for another model, or no head
+            is given for a model that comes without one.
+    """
+    if head is None:
+        if model != EMBEDDED:
+            raise InputError(f"give the head of {model!r}: polydraft.load(model, head)")
+        head = EMBEDDED
+    chosen = parse_dtype(dtype)
+    head_source(head)
+    base, tokenizer = load_model(model, dtype=chosen, adapter=adapter)
+    return Loaded(base, tokenizer, load_head(head, model=base, tokenizer=tokenizer))
 
 
 def parse_dtype(name: str) -> torch.dtype:
