@@ -21,9 +21,10 @@ from lab.grid.progress import Progress
 from lab.grid.store import Store, cell_identity, claim, read_json, write_json
 from lab.grid.targets import Targets
 from polydraft.errors import InputError, PolydraftError
+from polydraft.limits import embedding_rows
 from polydraft.loading import load_head
 from polydraft.training.data import data_hash, read_documents
-from polydraft.training.run import head_config, train
+from polydraft.training.run import check_window, head_config, train
 
 
 class Clock(TrainerCallback):
@@ -77,11 +78,14 @@ class Training:
     def __init__(self, config: GridConfig, store: Store, targets: Targets, *, command: str = "") -> None:
         self.config, self.store, self.targets, self.command = config, store, targets, command
         self._data: dict[str, str] = {}
+        self._rows: dict[str, int] = {}
         seen: dict[str, PreTrainedModel] = {}
         for cell in config.trained:
             if cell.base.name not in seen:
                 seen[cell.base.name] = targets.untrained(cell).model
+                self._rows[cell.base.name] = embedding_rows(seen[cell.base.name])
             try:
+                check_window(cell.options, seen[cell.base.name])
                 head_config(cell.options, seen[cell.base.name])
             except PolydraftError as error:
                 raise InputError(f"cell {cell.name!r}: {error}") from error
@@ -126,5 +130,6 @@ class Training:
         base = cell.base
         if base.name not in self._data:
             tokenizer = self.targets.tokenizer(base, trunk=cell.options.trunk)
-            self._data[base.name] = data_hash(read_documents(base.data, tokenizer))
+            documents = read_documents(base.data, tokenizer, rows=self._rows[base.name])
+            self._data[base.name] = data_hash(documents)
         return self._data[base.name]

@@ -12,6 +12,7 @@ from lab.grid.config import Cell, Evaluation
 from lab.grid.store import Store, write_json
 from lab.grid.targets import Target
 from polydraft.heads import DraftHead
+from polydraft.limits import embedding_rows
 from polydraft.loading import load_head
 from polydraft.training.anchors import build_anchors
 from polydraft.training.data import Document, collate, read_documents, windows
@@ -26,12 +27,13 @@ def measure_losses(evaluation: Evaluation, store: Store, cell: Cell, target: Tar
     """
     if not cell.base.test or store.losses(cell, evaluation):
         return
-    documents = read_documents(cell.base.test, target.tokenizer)
+    rows = embedding_rows(target.model)
+    documents = read_documents(cell.base.test, target.tokenizer, rows=rows)
     chosen = windows(documents, max_length=evaluation.test_length)[: evaluation.test_windows]
     head = load_head(str(store.head(cell.name)), model=target.model, tokenizer=target.tokenizer)
-    rows = [window_losses(head, target.model, window) for window in chosen]
+    losses = [window_losses(head, target.model, window) for window in chosen]
     made_with = store.loss_settings(cell, evaluation)
-    write_json(store.loss_path(cell), {"made_with": made_with, "windows": rows})
+    write_json(store.loss_path(cell), {"made_with": made_with, "windows": losses})
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.heads import DraftHead
-from polydraft.training.data import data_hash, read_documents
+from polydraft.limits import position_rows
+from polydraft.training.data import Document, data_hash, take_documents
 from polydraft.training.gating import Drafting, TextSample, draftings
 from polydraft.versions import versions
 
@@ -58,7 +59,7 @@ def component_report(
     head: DraftHead,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Sequence[Path],
+    data: Sequence[Path] | Sequence[Document],
     *,
     sample: TextSample,
     names: dict[str, str],
@@ -79,8 +80,8 @@ def component_report(
     """
     if head.config.rank == 1:
         raise ValueError("one component leaves nothing to report")
-    documents = read_documents(data, tokenizer)
-    drawn, use = sample.draw(documents), Use(head)
+    documents = take_documents(data, model, tokenizer)
+    drawn, use = sample.draw(documents, most=position_rows(model)), Use(head)
     for part in draftings(head, model, drawn, sample):
         use.add(part)
     load = use.load / use.anchors

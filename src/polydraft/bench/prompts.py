@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from polydraft.encoding import check_chat
 from polydraft.errors import InputError
+from polydraft.limits import check_ids, embedding_rows
 from polydraft.resources import shipped
+from polydraft.textfiles import json_lines
 from polydraft.training.collect import encode_prompt
 
 SHIPPED = ("heldout", "validation", "edit", "breadth-heldout", "breadth-validation")
@@ -22,27 +24,36 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        content: `{"prompt": text}`, continued as it stands, or `{"messages": [...]}`, which goes through
-            the model's chat template.
+        content: `{"prompt": text}`, continued as it stands, or `{"messages": [...]}`, perhaps with `tools`,
+            which goes through the model's chat template.
         kind: groups the figures; None belongs to no group.
-        where: names the prompt in errors and reports, such as "FILE, line 3" or its own `id`.
+        where: names the prompt in reports, such as "FILE, line 3" or its own `id`.
+        line: names it in errors, where it has an `id`.
     """
 
     content: dict[str, Any]
     kind: str | None = None
     where: str = "the prompt"
+    line: str | None = None
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def encode(
+        self, tokenizer: PreTrainedTokenizerBase, *, model: PreTrainedModel | None = None
+    ) -> list[int]:
         """Token ids.
 
+        Args:
+            model: checked to read them, when given.
+
         Raises:
-            InputError: chat messages for a tokenizer without a chat template, or no token at all.
+            InputError: a chat that the model has no template for, or whose template refuses it; no token at
+                all; or one that the model does not read.
         """
-        if "messages" in self.content and not tokenizer.chat_template:
-            raise InputError(f"{self.where} is a chat, but this model has no chat template: give raw prompts")
-        ids = encode_prompt(self.content, tokenizer)
+        where = self.line or self.where
+        ids = encode_prompt(self.content, tokenizer, where=where)
         if not ids:
-            raise InputError(f"{self.where} is empty")
+            raise InputError(f"{where} is empty")
+        if model is not None:
+            check_ids(ids, embedding_rows(model), where=where, tokenizer=tokenizer)
         return ids
 
 
@@ -57,17 +68,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         InputError: the file is missing, empty or malformed; names the file and the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{path}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text") from error
-    prompts = [
-        _parse(line, where=f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    prompts = [_parse(row, where=where) for where, row in json_lines(path)]
     if not prompts:
         raise InputError(f"{path}: no prompts in it")
     return prompts
@@ -79,34 +80,16 @@ def read_rows(name: str) -> list[dict[str, Any]]:
     return [prompt.content | ({"kind": prompt.kind} if prompt.kind else {}) for prompt in prompts]
 
 
-def _parse(line: str, *, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg})") from error
+def _parse(row: Any, *, where: str) -> Prompt:
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise InputError(f"{where}: expected an object with either `prompt` or `messages`")
     if "prompt" in row and not (isinstance(row["prompt"], str) and row["prompt"]):
         raise InputError(f"{where}: `prompt` must be a text that is not empty")
-    if "messages" in row and not _is_chat(row["messages"]):
-        raise InputError(f"{where}: `messages` must be a list of objects with texts `role` and `content`")
     kind = row.get("kind")
     if kind is not None and not isinstance(kind, str):
         raise InputError(f"{where}: `kind` must be a text")
-    name = "prompt" if "prompt" in row else "messages"
-    return Prompt(content={name: row[name]}, kind=kind, where=str(row.get("id", where)))
-
-
-def _is_chat(messages: Any) -> bool:
-    return (
-        isinstance(messages, list)
-        and len(messages) > 0
-        and all(
-            isinstance(message, dict)
-            and all(isinstance(message.get(key), str) for key in ("role", "content"))
-            for message in messages
-        )
-    )
+    content = {"prompt": row["prompt"]} if "prompt" in row else check_chat(row, where=where)
+    return Prompt(content=content, kind=kind, where=str(row.get("id", where)), line=where)
 
 
 def spread(kinds: Sequence[str | None]) -> list[int]:

@@ -14,9 +14,12 @@ from polydraft.decoding.costs import Costs, load_costs, machine_key, save_costs
 from polydraft.decoding.tree import choose_tree
 from polydraft.decoding.trunk import EagerTrunk, Trunk
 from polydraft.heads import DraftHead
+from polydraft.limits import position_rows
 
 CONTEXT = 128
-"""Tokens before those that are timed."""
+"""Tokens before those that are timed, where the model has positions for them and `WIDEST` more."""
+WIDEST = 32
+"""New tokens of a forward that is timed, at most."""
 SECONDS = 1.0
 """Of timing per number of rows, unless `LEAST_ROUNDS` take longer."""
 LEAST_ROUNDS, MOST_ROUNDS = 4, 20
@@ -103,13 +106,14 @@ def measure(
 
 
 class Texts:
-    """Texts of `CONTEXT` tokens inside a trunk, and what the decoding loop does next with them."""
+    """Texts of about `CONTEXT` tokens inside a trunk, and what the decoding loop does next with them."""
 
     def __init__(self, model: PreTrainedModel, head: DraftHead, trunk: Trunk, *, rows: int) -> None:
         self._rows, self._head, self._trunk = rows, head, trunk
         self._vocab: int = model.config.get_text_config().vocab_size
         self._device = model.device
-        prompts = list(self._tokens(CONTEXT))
+        positions = position_rows(model) or CONTEXT + GROWTH + WIDEST
+        prompts = list(self._tokens(min(CONTEXT, max(positions - GROWTH - WIDEST, 1))))
         trunk.prefill(prompts)
         hidden, switch = trunk.hidden, head.switch
         self._adapted = None if switch is None else AdaptedTrunk(model, head, switch, prompts)

@@ -18,7 +18,7 @@ from polydraft.decoding.noise import GumbelNoise, check_seed, choices_of
 from polydraft.decoding.output import DraftedOutput, together
 from polydraft.decoding.plan import Plan
 from polydraft.decoding.processing import of_row
-from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
+from polydraft.decoding.refusals import refuse_batch, refuse_ids, refuse_length, refuse_model
 from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
 from polydraft.decoding.row import Row, Streamer
 from polydraft.decoding.statistics import DecodingStatistics
@@ -88,6 +88,7 @@ class Decoder:
             self.head.attach(model)
         input_ids = input_ids.to(model.device)
         texts = unpadded(input_ids, model_kwargs.get("attention_mask"))
+        refuse_ids(model, texts)
         longest = None
         if stopping_criteria.max_length is not None:
             sizes = [len(text) for text in texts]

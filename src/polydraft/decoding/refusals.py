@@ -7,13 +7,17 @@ it cannot, the kind of model is named in a table below.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from polydraft.compat import attention_implementation, cache_name, is_stateful
 from polydraft.errors import InputError
+from polydraft.limits import check_ids, check_positions, embedding_rows, position_rows
 
 MASKED = ("eager", "sdpa")
 """The implementations of attention that take a mask of one's own."""
@@ -68,9 +72,9 @@ def takes_trees(model: PreTrainedModel) -> bool:
 
 
 def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> None:
-    """Refuse lengths at which a model turns to other rotary frequencies in the middle of the text.
+    """Refuse lengths that a model has no positions for, or at which it turns to other rotary frequencies.
 
-    They follow the last position of a forward, and drafts lie beyond it: the text would depend on what was
+    These follow the last position of a forward, and drafts lie beyond it: the text would depend on what was
     drafted, and in a batch on the other rows. "longrope" has a second set of frequencies beyond its
     border; "dynamic" has, beyond it, others for every length.
 
@@ -78,8 +82,10 @@ def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> Non
         shortest: tokens of the shortest prompt. longest: tokens that the longest text may grow to.
 
     Raises:
-        InputError: the border lies between the two.
+        InputError: there are fewer positions, or the border lies between the two.
     """
+    read = longest - 1  # the last token is never read
+    check_positions(model, read, what=f"prompt and new tokens come to {longest}: ask for fewer")
     for kind, border in _borders(model):
         if longest > border and (kind == "dynamic" or shortest <= border):
             raise InputError(
@@ -88,12 +94,23 @@ def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> Non
             )
 
 
+def refuse_ids(model: PreTrainedModel, texts: Sequence[Tensor]) -> None:
+    """Refuse texts (T_b,) with token ids that the model does not read.
+
+    Raises:
+        InputError: names one.
+    """
+    rows = embedding_rows(model)
+    ids = torch.cat(list(texts))
+    check_ids(ids[(ids < 0) | (ids >= rows)].tolist(), rows, where="the prompt")
+
+
 def longest_text(model: PreTrainedModel) -> int | None:
     """Tokens that texts of any length beside each other may grow to; None where nothing limits them."""
     config: Any = model.config.get_text_config(decoder=True)
     borders = [border for _, border in _borders(model)]
-    most = getattr(config, "max_position_embeddings", None)
-    return min([*borders, *([] if most is None else [int(most)])], default=None)
+    limits = (position_rows(model), getattr(config, "max_position_embeddings", None))
+    return min([*borders, *(int(most) for most in limits if most is not None)], default=None)
 
 
 def _never(model: PreTrainedModel) -> str | None:

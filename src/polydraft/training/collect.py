@@ -8,18 +8,27 @@ are there, `summary.json` (`training.shards`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import FloatTensor, LongTensor, Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from polydraft.encoding import encode_chat, encode_text
 from polydraft.errors import InputError
 from polydraft.files import write_atomic
+from polydraft.limits import check_ids, embedding_rows, position_rows
 from polydraft.training.shards import (
     conclude,
     describe_summary,
@@ -37,7 +46,7 @@ class CollectOptions:
     """How to write; recorded as `recipe.json` beside the shards.
 
     Attributes:
-        temperatures: one per batch, in turn; 0 is greedy. Repeat a value to give it a larger share.
+        temperatures: one per prompt, in turn; 0 is greedy. Repeat a value to give it a larger share.
         max_new_tokens: tokens written after each prompt, at most.
         max_prompt_tokens: longer prompts keep their last tokens.
         batch_size: prompts per batch, and rows per shard.
@@ -58,8 +67,17 @@ class CollectOptions:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.loop_passages < 0:
             raise InputError(f"loop_passages must be 0 or more, got {self.loop_passages}")
-        if min(self.temperatures, default=-1) < 0:
-            raise InputError(f"temperatures must be 0 or more, got {self.temperatures}")
+        check_temperatures(self.temperatures)
+
+
+def check_temperatures(temperatures: Sequence[float]) -> None:
+    """Refuse what nothing can be sampled at.
+
+    Raises:
+        InputError: names them.
+    """
+    if not temperatures or not all(0 <= one < float("inf") for one in temperatures):
+        raise InputError(f"temperatures must be 0 or more, and finite, got {temperatures}")
 
 
 def parse_worker(text: str) -> tuple[int, int]:
@@ -74,39 +92,47 @@ def parse_worker(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def encode_prompt(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt row: `prompt` as it is, or `messages` through the chat template.
+def encode_prompt(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, where: str = "the prompt"
+) -> list[int]:
+    """Token ids of a prompt row: `prompt` as it is, or `messages`, with `tools`, through the chat template.
+
+    Args:
+        where: names the row in errors.
 
     Raises:
-        InputError: messages for a tokenizer without a chat template.
+        InputError: a chat that the model's template refuses, or messages for a model without one.
     """
     if "messages" in row:
-        if not tokenizer.chat_template:
-            raise InputError(
-                "chat `messages`, but the model's tokenizer has no chat template: give raw prompts"
-            )
-        encoded: Any = tokenizer.apply_chat_template(
-            row["messages"], add_generation_prompt=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
-    return list(tokenizer(row["prompt"])["input_ids"])
+        return encode_chat(row, tokenizer, where=where, reply=True)
+    return encode_text(row["prompt"], tokenizer, where=where)
 
 
 def distinct(
-    prompts: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, most: int
+    prompts: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    most: int,
+    rows: int | None = None,
 ) -> list[tuple[list[int], dict[str, Any]]]:
     """The last `most` tokens of every prompt, identical ones once.
 
+    Args:
+        rows: token ids that the model reads (`limits.embedding_rows`); as many as the tokenizer has if None.
+
     Raises:
-        InputError: none is left, or chat messages without a template.
+        InputError: none is left, a chat that the template refuses, or a token that the model does not read.
     """
     seen: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in prompts:
-        seen.setdefault(tuple(encode_prompt(row, tokenizer)[-most:]), row)
-    rows = [(list(ids), row) for ids, row in seen.items() if ids]
-    if not rows:
+    for number, row in enumerate(prompts, start=1):
+        where = f"prompt {number}"
+        ids = encode_prompt(row, tokenizer, where=where)[-most:]
+        check_ids(ids, len(tokenizer) if rows is None else rows, where=where, tokenizer=tokenizer)
+        seen.setdefault(tuple(ids), row)
+    found = [(list(ids), row) for ids, row in seen.items() if ids]
+    if not found:
         raise InputError("all prompts are empty: give at least one token to continue")
-    return rows
+    return found
 
 
 def cut(rows: Sequence[T], size: int, rng: random.Random, *, length: Callable[[T], int]) -> list[list[T]]:
@@ -120,11 +146,47 @@ def cut(rows: Sequence[T], size: int, rng: random.Random, *, length: Callable[[T
 
 
 def batches(
-    prompts: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, options: CollectOptions
+    prompts: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    options: CollectOptions,
+    *,
+    rows: int | None = None,
 ) -> list[list[tuple[list[int], dict[str, Any]]]]:
-    """Distinct prompts in the batches that `options` ask for."""
-    rows = distinct(prompts, tokenizer, most=options.max_prompt_tokens)
-    return cut(rows, options.batch_size, random.Random(options.seed), length=lambda pair: len(pair[0]))
+    """Distinct prompts in the batches that `options` ask for; `rows` as of `distinct`."""
+    found = distinct(prompts, tokenizer, most=options.max_prompt_tokens, rows=rows)
+    return cut(found, options.batch_size, random.Random(options.seed), length=lambda pair: len(pair[0]))
+
+
+def in_turn(temperatures: Sequence[float], sizes: Sequence[int]) -> list[list[float]]:
+    """A temperature for every prompt of batches of these sizes: one after the other, over all of them."""
+    every = itertools.cycle(temperatures)
+    return [list(itertools.islice(every, size)) for size in sizes]
+
+
+class RowTemperatures(LogitsProcessor):
+    """Divides every row of a batch by a temperature of its own; at 0 it leaves the likeliest token alone."""
+
+    def __init__(self, temperatures: Tensor) -> None:
+        self.temperatures = temperatures[:, None]
+
+    def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
+        """Log scores (B, V) before the softmax."""
+        likeliest = scores.argmax(-1, keepdim=True)
+        chosen = torch.full_like(scores, -torch.inf).scatter(-1, likeliest, 0.0)
+        greedy = self.temperatures == 0
+        divided = scores / self.temperatures.masked_fill(greedy, 1.0)
+        return cast(FloatTensor, torch.where(greedy, chosen, divided))
+
+
+def sampling_arguments(temperatures: Sequence[float], device: torch.device) -> dict[str, Any]:
+    """Keyword arguments of `model.generate` for rows of these temperatures."""
+    if not any(temperatures):
+        return {"do_sample": False}
+    plain = {"do_sample": True, "top_k": 0, "top_p": 1.0}
+    if len(set(temperatures)) == 1:
+        return plain | {"temperature": temperatures[0]}
+    own = RowTemperatures(torch.tensor(temperatures, dtype=torch.float32, device=device))
+    return plain | {"temperature": 1.0, "logits_processor": LogitsProcessorList([own])}
 
 
 @torch.inference_mode()
@@ -132,32 +194,34 @@ def write_batch(
     model: PreTrainedModel,
     batch: Sequence[tuple[list[int], dict[str, Any]]],
     *,
-    temperature: float,
+    temperature: float | Sequence[float],
     max_new_tokens: int,
     pad_token_id: int,
 ) -> list[dict[str, Any]]:
-    """Continue every prompt of `batch` by plain `model.generate`; rows in the order given."""
+    """Continue every prompt of `batch` by plain `model.generate`; rows in the order given.
+
+    Args:
+        temperature: of all prompts, or one for each.
+    """
+    temperatures = [temperature] * len(batch) if isinstance(temperature, int | float) else temperature
     width = max(len(ids) for ids, _ in batch)
     padded = torch.tensor([[pad_token_id] * (width - len(ids)) + ids for ids, _ in batch])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in batch])
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     generate: Any = model.generate
     out = generate(
         padded.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_token_id,
-        **sampling,
+        **sampling_arguments(temperatures, model.device),
     )
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     rows = []
-    for (ids, row), line in zip(batch, out[:, width:].tolist(), strict=True):
+    for (ids, row), line, own in zip(batch, out[:, width:].tolist(), temperatures, strict=True):
         stop = next((i + 1 for i, token in enumerate(line) if token in ends), len(line))
         rows.append(
-            {"input_ids": ids + line[:stop], "prompt_length": len(ids), "temperature": temperature}
+            {"input_ids": ids + line[:stop], "prompt_length": len(ids), "temperature": own}
             | ({"kind": row["kind"]} if "kind" in row else {})
         )
     return rows
@@ -175,7 +239,9 @@ def check_room(model: PreTrainedModel, longest: int) -> None:
     Raises:
         InputError: `longest` tokens do not fit.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = position_rows(model)
+    if limit is None:
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise InputError(f"prompts and text come to {longest} tokens, the model takes {limit}: write fewer")
 
@@ -204,7 +270,8 @@ def collect(
         InputError: `out` holds shards of another recipe, or no prompt is left, or one is too long.
     """
     rows = list(prompts)
-    work = batches(rows, tokenizer, options)
+    work = batches(rows, tokenizer, options, rows=embedding_rows(model))
+    turns = in_turn(options.temperatures, list(map(len, work)))
     longest = max(len(ids) for batch in work for ids, _ in batch)
     check_room(model, longest + options.max_new_tokens)
     out.mkdir(parents=True, exist_ok=True)
@@ -218,7 +285,7 @@ def collect(
             texts = write_batch(
                 model,
                 work[index],
-                temperature=options.temperatures[index % len(options.temperatures)],
+                temperature=turns[index],
                 max_new_tokens=options.max_new_tokens,
                 pad_token_id=pad_token(tokenizer),
             )

@@ -18,14 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from polydraft.encoding import encode_chat, encode_text
 from polydraft.errors import InputError
+from polydraft.limits import check_ids, embedding_rows
+from polydraft.textfiles import json_lines, read_text
 
 SOURCE_SUFFIXES = frozenset(
     ".txt .md .rst .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .js .ts .jsx .tsx .css .html .sh .sql "
     ".rb .php .swift .kt .scala .lua .r .jl .hs .ml .ex .pl .toml .yaml .yml".split()
 )
+
+READ_SUFFIXES = SOURCE_SUFFIXES | {".jsonl"}
 
 
 @dataclass(frozen=True)
@@ -46,74 +51,118 @@ class Document:
     log_normaliser: Tensor | None = None
 
 
-def _from_row(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Document:
-    if isinstance(row, dict):
-        if "input_ids" in row:
-            return _from_ids(row, tokenizer, where)
-        if "messages" in row:
-            if tokenizer.chat_template is None:
-                raise InputError(f"{where}: chat `messages`, but the model's tokenizer has no chat template")
-            encoded: Any = tokenizer.apply_chat_template(row["messages"], return_dict=True)
-            return Document(list(encoded["input_ids"]))
-        if isinstance(row.get("text"), str):
-            return Document(tokenizer(row["text"])["input_ids"])
-    raise InputError(f"{where}: expected an object with `text`, `messages` or `input_ids`")
+@dataclass(frozen=True, kw_only=True)
+class _Reader:
+    """How text becomes documents. `rows`: token ids that the model reads, those below."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: int
+
+    def row(self, row: Any, where: str) -> Document:
+        """The document of a row of JSON lines or of a saved dataset."""
+        if isinstance(row, dict):
+            if "input_ids" in row:
+                return self._ids(row, where)
+            if "messages" in row:
+                return self._text(encode_chat(row, self.tokenizer, where=where, reply=False), where)
+            if isinstance(row.get("text"), str):
+                return self.text(row["text"], where)
+        raise InputError(f"{where}: expected an object with `text`, `messages` or `input_ids`")
+
+    def text(self, text: str, where: str) -> Document:
+        """The document of a plain text."""
+        return self._text(encode_text(text, self.tokenizer, where=where), where)
+
+    def _text(self, ids: list[int], where: str) -> Document:
+        check_ids(ids, self.rows, where=where, tokenizer=self.tokenizer)
+        return Document(ids)
+
+    def _ids(self, row: dict[str, Any], where: str) -> Document:
+        ids, start, temperature = row["input_ids"], row.get("prompt_length", 0), row.get("temperature")
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise InputError(f"{where}: `input_ids` must be a list of whole numbers")
+        check_ids(ids, self.rows, where=where)
+        if type(start) is not int or start < 0:
+            raise InputError(f"{where}: `prompt_length` must be a whole number from 0, got {start!r}")
+        if temperature is not None and not _is_temperature(temperature):
+            raise InputError(f"{where}: `temperature` must be a number of 0 or more, got {temperature!r}")
+        return Document(ids, start, None if temperature is None else float(temperature))
 
 
-def _from_ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> Document:
-    ids, start = row["input_ids"], row.get("prompt_length", 0)
-    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-        raise InputError(f"{where}: `input_ids` must be a list of whole numbers")
-    if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
-        raise InputError(f"{where}: `input_ids` of another tokenizer: this one has {len(tokenizer)} tokens")
-    if not isinstance(start, int) or start < 0:
-        raise InputError(f"{where}: `prompt_length` must be a whole number from 0, got {start!r}")
-    return Document(ids, start, row.get("temperature"))
+def _is_temperature(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
-def _read_jsonl(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            yield _from_row(row, tokenizer, f"{path}, line {number}")
+def _read_file(path: Path, reader: _Reader) -> Iterator[Document]:
+    if path.suffix == ".jsonl":
+        for where, row in json_lines(path):
+            yield reader.row(row, where)
+    else:
+        yield reader.text(read_text(path), str(path))
 
 
-def _read_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
-    try:
-        if path.suffix == ".jsonl":
-            yield from _read_jsonl(path, tokenizer)
-        else:
-            yield Document(tokenizer(path.read_text(encoding="utf-8"))["input_ids"])
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text") from error
-
-
-def _read_saved_dataset(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
+def _read_saved_dataset(path: Path, reader: _Reader) -> Iterator[Document]:
     import datasets
 
     loaded = datasets.load_from_disk(str(path))
     parts = loaded.values() if isinstance(loaded, datasets.DatasetDict) else [loaded]
     for part in parts:
         for number, row in enumerate(part):
-            yield _from_row(row, tokenizer, f"{path}, row {number}")
+            yield reader.row(_as_given(row), f"{path}, row {number}")
 
 
-def read_documents(paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> list[Document]:
+def _as_given(row: Any) -> Any:
+    """A row of a saved dataset without the nulls that Arrow fills into `tools` and calls of them.
+
+    Arrow gives all objects of a column the same fields.
+    """
+    if not isinstance(row, dict) or not isinstance(messages := row.get("messages"), list):
+        return row
+    called = [
+        message | {"tool_calls": _without_nulls(message["tool_calls"])}
+        if isinstance(message, dict) and message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+    return row | {"messages": called, "tools": _without_nulls(row.get("tools"))}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def check_paths(paths: Sequence[Path]) -> None:
+    """Refuse what `read_documents` does not read, without reading it.
+
+    Raises:
+        InputError: names the first path that is missing, or of no supported form.
+    """
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if not path.is_dir() and path.suffix not in READ_SUFFIXES:
+            raise InputError(f"{path}: unknown kind of file; give .txt, .jsonl or source code")
+
+
+def read_documents(
+    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, rows: int | None = None
+) -> list[Document]:
     """All documents below `paths`, in a fixed order, duplicates dropped.
+
+    Args:
+        rows: token ids that the model reads, those below (`limits.embedding_rows`); as many as the tokenizer
+            has if None.
 
     Raises:
         InputError: a path that is missing, of no supported form, or malformed; names it.
     """
+    check_paths(paths)
+    reader = _Reader(tokenizer=tokenizer, rows=len(tokenizer) if rows is None else rows)
     found: dict[tuple[int, ...], Document] = {}
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        for document in _read_path(path, tokenizer):
+        for document in _read_path(path, reader):
             found.setdefault(tuple(document.input_ids), document)
     documents = [d for d in found.values() if len(d.input_ids) >= 3]
     if not documents:
@@ -122,17 +171,33 @@ def read_documents(paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase) ->
     return documents
 
 
-def _read_path(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
-    if path.is_file():
-        if path.suffix not in SOURCE_SUFFIXES | {".jsonl"}:
-            raise InputError(f"{path}: unknown kind of file; give .txt, .jsonl or source code")
-        yield from _read_file(path, tokenizer)
+def take_documents(
+    data: Sequence[Path] | Sequence[Document], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[Document]:
+    """The documents of paths, as `read_documents`, or those that were read before, ready for `model`.
+
+    Raises:
+        InputError: as of `read_documents`; or a token that the model does not read.
+    """
+    rows = embedding_rows(model)
+    paths = [item for item in data if isinstance(item, Path)]
+    if len(paths) == len(data):
+        return read_documents(paths, tokenizer, rows=rows)
+    documents = [item for item in data if isinstance(item, Document)]
+    for document in documents:
+        check_ids(document.input_ids, rows, where="the text", tokenizer=tokenizer)
+    return documents
+
+
+def _read_path(path: Path, reader: _Reader) -> Iterator[Document]:
+    if not path.is_dir():
+        yield from _read_file(path, reader)
     elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        yield from _read_saved_dataset(path, tokenizer)
+        yield from _read_saved_dataset(path, reader)
     else:
         for file in sorted(path.rglob("*")):
-            if file.is_file() and file.suffix in SOURCE_SUFFIXES | {".jsonl"}:
-                yield from _read_file(file, tokenizer)
+            if file.is_file() and file.suffix in READ_SUFFIXES:
+                yield from _read_file(file, reader)
 
 
 def windows(documents: Iterable[Document], *, max_length: int) -> list[Document]:

@@ -43,13 +43,13 @@ class TextSample:
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
-    def draw(self, documents: Sequence[Document]) -> list[Document]:
-        """The windows, of like length side by side.
+    def draw(self, documents: Sequence[Document], *, most: int | None = None) -> list[Document]:
+        """The windows, of like length side by side; `most`: tokens of them that the model has positions for.
 
         Raises:
             InputError: no document is long enough.
         """
-        found = windows(documents, max_length=self.max_length)
+        found = windows(documents, max_length=min(self.max_length, most or self.max_length))
         if not found:
             raise InputError("the data is too short: no document has three tokens to look at")
         chosen = random.Random(self.seed).sample(found, min(self.windows, len(found)))

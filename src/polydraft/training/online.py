@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polydraft.errors import InputError
+from polydraft.training.collect import check_temperatures
 from polydraft.training.options import TrainOptions
 
 FLAGS = {
@@ -27,7 +28,7 @@ class Online:
         prompts: rows with `prompt` or chat `messages`.
         epochs: how often each round is learnt from.
         round_size: prompts of a round, continued at once.
-        temperatures: one per round, in turn; 0 is greedy.
+        temperatures: one per prompt of a round, in turn; 0 is greedy.
         max_new_tokens: tokens written after each prompt, at most.
 
     Raises:
@@ -44,8 +45,7 @@ class Online:
         for name in ("epochs", "round_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if min(self.temperatures, default=-1) < 0:
-            raise InputError(f"temperatures must be 0 or more, got {self.temperatures}")
+        check_temperatures(self.temperatures)
 
     @property
     def identity(self) -> dict[str, Any]:

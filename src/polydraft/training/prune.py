@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig, DraftHead
-from polydraft.training.data import Document, data_hash, read_documents
+from polydraft.limits import position_rows
+from polydraft.training.data import Document, data_hash, take_documents
 from polydraft.training.gating import TextSample, draftings
 from polydraft.training.start import MAPS
 from polydraft.versions import versions
@@ -25,7 +26,7 @@ def prune(
     head: DraftHead,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Sequence[Path],
+    data: Sequence[Path] | Sequence[Document],
     out: Path,
     *,
     keep: int,
@@ -47,7 +48,7 @@ def prune(
     check_keep(head.config, keep)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty: choose another --out")
-    documents = read_documents(data, tokenizer)
+    documents = take_documents(data, model, tokenizer)
     load, anchors = component_load(head, model, documents, sample=sample)
     kept = sorted(load.argsort(descending=True, stable=True)[:keep].tolist())
     record = {
@@ -91,7 +92,8 @@ def component_load(
     """
     total = torch.zeros(head.config.rank, dtype=torch.float64)
     anchors = 0
-    for part in draftings(head, model, sample.draw(documents), sample):
+    drawn = sample.draw(documents, most=position_rows(model))
+    for part in draftings(head, model, drawn, sample):
         weights = part.log_weights().double().exp()
         total += weights.mean(1).sum(0).cpu()
         anchors += len(weights)

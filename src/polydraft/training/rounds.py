@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
+from polydraft.limits import embedding_rows
 from polydraft.ranks import world_size
 from polydraft.training.collect import check_room, cut, distinct, pad_token, write_batch
 from polydraft.training.data import Document, split, windows
@@ -55,7 +56,7 @@ class Writer:
             )
         self.model, self.online, self.options = model, online, options
         self.pad = pad_token(tokenizer)
-        rows = distinct(online.prompts, tokenizer, most=room)
+        rows = distinct(online.prompts, tokenizer, most=room, rows=embedding_rows(model))
         check_room(model, max(len(ids) for ids, _ in rows) + online.max_new_tokens)
         self.rows, held_out = split(
             [Document(ids) for ids, _ in rows], held_out=options.held_out, seed=options.seed
@@ -111,14 +112,17 @@ class Writer:
             order = random.Random(micro_batch_seed(self.options.seed, PASS, passes))
             chosen = order.sample(self.rows, len(self.rows) // self.size * self.size)
             batch = cut(chosen, self.size, order, length=lambda d: len(d.input_ids))[index]
-            temperature = self.online.temperatures[number % len(self.online.temperatures)]
-            found = self._write(batch, temperature, ROUND, number)
+            every = self.online.temperatures
+            temperatures = [every[(number + place) % len(every)] for place in range(len(batch))]
+            found = self._write(batch, temperatures, ROUND, number)
             if not found:
                 raise InputError(f"round {number}: the model ended all texts at once: give other prompts")
             self._last = number, found
         return self._last[1]
 
-    def _write(self, batch: Sequence[Document], temperature: float, *key: int) -> list[Document]:
+    def _write(
+        self, batch: Sequence[Document], temperature: float | Sequence[float], *key: int
+    ) -> list[Document]:
         """The batch, continued; random draws are those of `key` and leave no trace."""
         device = self.model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -26,11 +26,12 @@ from polydraft.files import saving, write_atomic
 from polydraft.heads import DraftConfig, DraftHead
 from polydraft.heads.block import block_sizes
 from polydraft.heads.fingerprint import check_base, describe_base
+from polydraft.limits import check_positions
 from polydraft.ranks import rank
 from polydraft.training import distributed, guards
 from polydraft.training.arguments import check_arguments, trainer_arguments
 from polydraft.training.cache import cache_bytes, load_or_cache
-from polydraft.training.data import Document, read_documents, split, windows
+from polydraft.training.data import Document, split, take_documents, windows
 from polydraft.training.folder import check_folder, run_identity
 from polydraft.training.objective import Objective
 from polydraft.training.online import Online, check_online
@@ -58,7 +59,7 @@ def _unheard(line: str) -> None:
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Sequence[Path] | Online,
+    data: Sequence[Path] | Sequence[Document] | Online,
     out: Path,
     *,
     options: TrainOptions,
@@ -72,9 +73,9 @@ def train(
 ) -> DraftHead:
     """Train a head and write it to `out`, with `training.json` (options, curves) beside it.
 
-    `data`: text, or prompts that the base model continues as training goes on. `cache`: a folder for the base
-    model's hidden states; None computes them on the fly. `peer_timeout`: seconds that one of several
-    processes waits for another before the run ends.
+    `data`: text, by its paths or read before, or prompts that the base model continues as training goes on.
+    `cache`: a folder for the base model's hidden states; None computes them on the fly.
+    `peer_timeout`: seconds that one of several processes waits for another before the run ends.
 
     Checkpoints lie in `out/checkpoints` until the run is complete. The same options, data and seed
     after a kill and `resume` end in the same weights as an undisturbed run.
@@ -89,6 +90,7 @@ def train(
         on_note = _unheard
     with distributed.together():
         check_arguments(options, on_cpu=on_cpu)
+        check_window(options, model)
         check_trunk(options, cached=cache is not None, online=isinstance(data, Online))
         if options.packing:
             check_packing(model)
@@ -97,7 +99,7 @@ def train(
             writer = Writer(model, tokenizer, data, options)
             identity = run_identity(options, writer.documents, model, init_from) | {"online": data.identity}
         else:
-            writer, documents = None, read_documents(data, tokenizer)
+            writer, documents = None, take_documents(data, model, tokenizer)
             training, held_out = windows_of(documents, options)
             identity = run_identity(options, documents, model, init_from)
         checkpoint = check_folder(out, identity, resume=resume) if rank() == 0 else None
@@ -165,6 +167,15 @@ def train(
         found = settle(trainer, out, tokenizer, on_note=on_note)
         found |= text | guards.dead_record(trainer.state.log_history, warmup=int(warmup))
         return finish(trainer, out, identity=identity, command=command, report=found)
+
+
+def check_window(options: TrainOptions, model: PreTrainedModel) -> None:
+    """Refuse windows that are longer than the model has positions.
+
+    Raises:
+        InputError: says how long they may be.
+    """
+    check_positions(model, options.max_length, what=f"a --max-length of {options.max_length} is too long")
 
 
 def windows_of(documents: Sequence[Document], options: TrainOptions) -> tuple[list[Document], list[Document]]:
