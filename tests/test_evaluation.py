@@ -143,7 +143,12 @@ def test_check_writable(tmp_path: Path) -> None:
         ('{"prompt": ""}', "must be a text"),
         ('{"prompt": 3}', "must be a text"),
         ('{"messages": []}', "must be a list"),
-        ('{"messages": [{"role": "user"}]}', "must be a list"),
+        ('{"messages": [{"role": "user"}]}', "message 1: `content` must be a text"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}], "tools": "f"}',
+            "`tools` must be a list of objects",
+        ),
+        ('{"prompt": "x", "kind": "\\ud800"}', "half a surrogate pair"),
         ('{"prompt": "x", "kind": 1}', "`kind` must be a text"),
     ],
 )
@@ -155,10 +160,38 @@ def test_malformed_prompts_name_file_and_line(tmp_path: Path, line: str, message
     assert str(path) in str(caught.value)
 
 
+def test_a_prompt_keeps_its_tools_and_is_named_by_its_line_in_errors(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    row = {"messages": [{"role": "user", "content": "hi"}], "tools": [tool], "id": "mine"}
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode())
+    (prompt,) = read_prompts(path)
+    assert prompt.content == {"messages": row["messages"], "tools": [tool]}
+    assert prompt.where == "mine"
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(InputError, match="line 1: `tools`, but this model's chat template leaves them out"):
+        prompt.encode(tokenizer)
+    tokenizer.chat_template = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}!"
+    assert tokenizer.decode(prompt.encode(tokenizer)) == "f!"
+
+
+def test_a_prompt_beyond_the_embedding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "fine", "id": "one"}\n{"prompt": "a<image>", "id": "two"}\n'
+    )
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    fine, beyond = read_prompts(tmp_path / "prompts.jsonl")
+    model = tiny_model(vocab_size=len(tokenizer) - 1)
+    assert fine.encode(tokenizer, model=model) == fine.encode(tokenizer)
+    with pytest.raises(InputError, match="line 2: the tokenizer has token 259, '<image>'"):
+        beyond.encode(tokenizer, model=model)
+
+
 def test_missing_and_empty_prompt_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_prompts(tmp_path / "gone.jsonl")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="a folder, where a file is wanted"):
         read_prompts(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="no prompts"):

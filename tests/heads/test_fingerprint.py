@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedModel
+from tokenizers import Tokenizer, models
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from polydraft.errors import InputError
 from polydraft.heads.fingerprint import (
@@ -64,14 +65,42 @@ def test_another_model_is_refused(make: Callable[[], PreTrainedModel], part: str
     assert "polydraft train" in str(caught.value)
 
 
+def with_tokens(*more: str) -> PreTrainedTokenizerFast:
+    made = tiny_tokenizer()
+    made.add_tokens(list(more))
+    return made
+
+
+def byte_order(swap: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of a few tokens, two of them exchanged or not."""
+    vocab = {"a": int(swap), "b": int(not swap), "c": 2}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab=vocab, unk_token="c")))
+
+
 def test_another_tokenizer_is_refused() -> None:
-    model, other = tiny_model(vocab_size=300), tiny_tokenizer()
-    other.add_tokens(["<more>"])
-    record = describe_base(model, tiny_tokenizer())
-    check_base(record, model, tiny_tokenizer())
-    check_base(record, model)
-    with pytest.raises(InputError, match="has another tokenizer"):
-        check_base(record, model, other)
+    model = tiny_model(vocab_size=300)
+    check_base(describe_base(model, tiny_tokenizer()), model, tiny_tokenizer())
+    check_base(describe_base(model, tiny_tokenizer()), model)
+    for one, other in (
+        (byte_order(swap=False), byte_order(swap=True)),
+        (with_tokens("<one>"), with_tokens("<other>")),
+        (with_tokens("<one>", "<two>"), with_tokens("<one>")),  # what is gone cannot be told from its hash
+        (tiny_tokenizer(), byte_order(swap=False)),
+    ):
+        with pytest.raises(InputError, match="has another tokenizer"):
+            check_base(describe_base(model, one), model, other)
+
+
+@pytest.mark.parametrize("before", [(), ("<one>",)])
+def test_tokens_added_since_make_no_other_tokenizer(before: tuple[str, ...]) -> None:
+    """A pad token within padded rows, say: all tokens that were there are as they were."""
+    model = tiny_model(vocab_size=300)
+    record = describe_base(model, with_tokens(*before))
+    for more in (["<more>"], [f"<{n}>" for n in range(30)]):
+        check_base(record, model, with_tokens(*before, *more))
+    grown = with_tokens(*before)
+    grown.add_special_tokens({"pad_token": "<padding>"})
+    check_base(record, model, grown)
 
 
 def test_a_record_without_a_tokenizer_takes_any() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.generation.logits_process import TemperatureLogitsWarper
 
 from polydraft.errors import InputError
 from polydraft.training.collect import CollectOptions, batches, collect, encode_prompt, parse_worker
-from polydraft.training.data import Document, read_documents
+from polydraft.training.data import Document, read_documents, take_documents
+from polydraft.training.temperatures import sampling_arguments
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -94,6 +96,48 @@ def test_greedy_rows_equal_each_prompt_alone(model: PreTrainedModel, tmp_path: P
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False, pad_token_id=0
         )
         assert row["input_ids"] == alone[0].tolist()
+
+
+def test_prompts_of_one_batch_take_the_temperatures_in_turn(model: PreTrainedModel, tmp_path: Path) -> None:
+    make(model, tmp_path, temperatures=(0.0, 0.7, 1.0), batch_size=4, max_new_tokens=24, loop_passages=0)
+    found = rows(tmp_path)
+    assert [row["temperature"] for row in found] == [(0.0, 0.7, 1.0)[i % 3] for i in range(len(PROMPTS))]
+    for row in found:
+        prompt = torch.tensor([row["input_ids"][: row["prompt_length"]]])
+        alone = model.generate(  # type: ignore[operator]
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False, pad_token_id=0
+        )
+        assert (row["input_ids"] == alone[0].tolist()) == (row["temperature"] == 0)
+
+
+def test_rows_are_divided_by_their_temperature() -> None:
+    scores = torch.randn(4, 9)
+    scores[2, 3] = scores[2, 5] = scores[2].max() + 1
+    temperatures = [0.5, 1.0, 0.0, 2.0]
+    processors = sampling_arguments(temperatures, torch.device("cpu"))["logits_processor"]
+    found = processors(torch.zeros(4, 1, dtype=torch.long), scores)
+    for row, temperature in enumerate(temperatures):
+        if temperature:
+            assert torch.equal(found[row], TemperatureLogitsWarper(temperature)(None, scores[row]))
+        else:
+            assert found[row].softmax(-1).tolist() == [
+                0.0,
+                0.0,
+                0.0,
+                1.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+            ]  # the first
+
+
+def test_ids_of_rows_beyond_the_tokenizer_are_read_by_train(tmp_path: Path) -> None:
+    padded = tiny_model(vocab_size=len(TOKENIZER) + 200)
+    make(padded, tmp_path, temperatures=(1.0,))
+    assert max(token for row in rows(tmp_path) for token in row["input_ids"]) >= len(TOKENIZER)
+    assert len(take_documents([tmp_path], padded, TOKENIZER)) == len(PROMPTS)
 
 
 def test_text_ends_with_its_first_end_token(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -51,6 +51,39 @@ class TestForms:
         (found,) = read_documents([write_jsonl(tmp_path / "a.jsonl", row)], TOKENIZER)
         assert found == Document([5, 6, 7, 8], 2, 0.0)
 
+    def test_marks_and_foreign_ends_of_line(self, tmp_path: Path) -> None:
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("o\u2028ne", "two")]
+        (tmp_path / "a.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+        (tmp_path / "b.txt").write_bytes("\ufeffthree\r\nlines".encode())
+        assert texts(tmp_path) == ["o\u2028ne", "two", "three\nlines"]
+
+    def test_tools_reach_the_template(self, tmp_path: Path) -> None:
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = (
+            "{% for tool in tools %}{{ tool.name }};{% endfor %}{{ messages[0].content }}"
+        )
+        path = write_jsonl(tmp_path / "a.jsonl", {"messages": CHAT, "tools": [{"name": "f"}, {"name": "g"}]})
+        (found,) = read_documents([path], tokenizer)
+        assert tokenizer.decode(found.input_ids) == "f;g;hi"
+
+    def test_saved_datasets_lose_the_nulls_that_arrow_fills_in(self, tmp_path: Path) -> None:
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = "{{ tools }}{{ messages[0].tool_calls }}"
+        tools = [{"name": "f", "x": {"type": "int"}}, {"name": "g", "y": {"type": "int"}}]
+        rows = [[{"role": "assistant", "content": "a", "tool_calls": [call]}] for call in tools]
+        made = datasets.Dataset.from_dict({"messages": rows, "tools": [[tool] for tool in tools]})
+        assert made[0]["tools"][0]["y"] is None
+        made.save_to_disk(str(tmp_path / "saved"))
+        found = read_documents([tmp_path / "saved"], tokenizer)
+        assert [tokenizer.decode(d.input_ids) for d in found] == [f"{[tool]}{[tool]}" for tool in tools]
+
+    def test_ids_may_lie_in_rows_that_the_tokenizer_has_no_token_for(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", {"input_ids": [5, 6, 299]})
+        (found,) = read_documents([path], TOKENIZER, rows=300)
+        assert found.input_ids == [5, 6, 299]
+        with pytest.raises(InputError, match="token id 299 is of another tokenizer"):
+            read_documents([path], TOKENIZER)
+
     def test_folder_of_sources(self, tmp_path: Path) -> None:
         (tmp_path / "b" / "c").mkdir(parents=True)
         (tmp_path / "b" / "c" / "x.py").write_text("x = 1")
@@ -89,6 +122,12 @@ class TestErrors:
         (tmp_path / "a.pdf").write_text("text")
         self.expect(tmp_path / "a.pdf", "unknown kind of file")
 
+    def test_a_folder_that_is_called_a_file_and_a_file_that_is_no_text(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").mkdir()
+        self.expect(tmp_path / "a.jsonl", "no text in")
+        (tmp_path / "a.bin").write_bytes(b"\0")
+        self.expect(tmp_path / "a.bin", "unknown kind of file")
+
     def test_malformed_json_names_the_line(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path / "a.jsonl", {"text": "fine"})
         path.write_text(path.read_text() + '\n{"text": \n')
@@ -103,8 +142,27 @@ class TestErrors:
         [
             ({"input_ids": "text"}, "must be a list of whole numbers"),
             ({"input_ids": [1, "2", 3]}, "must be a list of whole numbers"),
-            ({"input_ids": [1, 2, 10**6]}, "of another tokenizer"),
-            ({"input_ids": [1, -2, 3]}, "of another tokenizer"),
+            (
+                {"input_ids": [1, 2, 259]},
+                "token id 259 is of another tokenizer: the model reads ids below 259",
+            ),
+            ({"input_ids": [1, 2, 2**70]}, "of another tokenizer"),
+            ({"input_ids": [1, -2, 3]}, "token id -2 is of another tokenizer"),
+            ({"input_ids": [True, False, True]}, "must be a list of whole numbers"),
+            ({"input_ids": [1.0, 2.0, 3.0]}, "must be a list of whole numbers"),
+            ({"input_ids": None}, "must be a list of whole numbers"),
+            ({"input_ids": [[1, 2, 3]]}, "must be a list of whole numbers"),
+            ({"input_ids": [1, 2, 3], "prompt_length": None}, "`prompt_length`"),
+            ({"input_ids": [1, 2, 3], "prompt_length": True}, "`prompt_length`"),
+            ({"input_ids": [1, 2, 3], "temperature": "hot"}, "`temperature` must be a number of 0 or more"),
+            ({"input_ids": [1, 2, 3], "temperature": -1}, "`temperature`"),
+            ({"input_ids": [1, 2, 3], "temperature": [0]}, "`temperature`"),
+            ({"input_ids": [1, 2, 3], "temperature": float("nan")}, "`temperature`"),
+            ({"input_ids": [1, 2, 3], "temperature": float("inf")}, "`temperature`"),
+            ({"input_ids": [1, 2, 3], "temperature": True}, "`temperature`"),
+            ({"messages": []}, "`messages` must be a list"),
+            ({"messages": [{"role": "user", "content": None}]}, "message 1: `content` must be a text"),
+            ({"messages": CHAT, "tools": [{}]}, "`tools`, but this model's chat template leaves them out"),
             ({"input_ids": [1, 2, 3], "prompt_length": -1}, "`prompt_length`"),
             ({"input_ids": [1, 2, 3], "prompt_length": "1"}, "`prompt_length`"),
         ],

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polydraft.decoding.plan import Plan
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
+from polydraft.limits import embedding_rows
 from polydraft.serving.batch import Batch, Row
 from polydraft.serving.characters import least_tokens
 from polydraft.serving.tokens import Vocabulary
@@ -62,7 +63,6 @@ def served(
     from polydraft.decoding.live import LiveBatch, new_row
     from polydraft.decoding.refusals import longest_text
 
-    embedding: Any = model.get_input_embeddings()
     positions = longest_text(model)
     length = max_model_len if max_model_len is not None else positions
     if length is None:
@@ -76,7 +76,7 @@ def served(
         least_tokens=least_tokens(tokenizer),
         max_model_len=length,
         end_tokens=end_tokens(model),
-        vocab_size=embedding.weight.shape[0],
+        vocab_size=embedding_rows(model),
         head={"joint": head.config.joint, "rank": head.config.rank, "horizon": head.config.horizon},
         open_batch=lambda: LiveBatch(model, head, rows=rows, plan=plan),
         new_row=lambda prompt, **options: new_row(prompt, device=model.device, **options),

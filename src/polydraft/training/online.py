@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from polydraft.errors import InputError
-from polydraft.training.collect import check_temperatures
 from polydraft.training.options import TrainOptions
+from polydraft.training.temperatures import check_temperatures
 
 FLAGS = {
     "epochs": "--online-epochs",
