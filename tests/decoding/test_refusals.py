@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import polydraft
 from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
 from polydraft.errors import InputError
+from polydraft.limits import position_rows
 from polydraft.hidden import HiddenTap
 from tests.decoding.models import (
     NEW_TOKENS,
@@ -149,7 +150,7 @@ def test_what_the_contract_holds_for_is_not_refused(kind: str) -> None:
     model = tiny_model(kind)
     refuse_model(model)
     refuse_batch(model)
-    refuse_length(model, shortest=1, longest=10**6)
+    refuse_length(model, shortest=1, longest=position_rows(model) or 10**6)
 
 
 @pytest.mark.parametrize("kind", ALONE)

@@ -14,7 +14,10 @@ def collect(
     *,
     model: options.ModelName,
     prompts: Annotated[
-        str, typer.Option(metavar="FILE", help="JSON lines with `prompt` or chat `messages`, perhaps `kind`.")
+        str,
+        typer.Option(
+            metavar="FILE", help="JSON lines with `prompt`, or chat `messages` and perhaps `tools`."
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder for the shards; what it already holds is not made again.")
@@ -22,7 +25,7 @@ def collect(
     temperature: Annotated[
         list[float] | None,
         typer.Option(
-            help="One per batch, in turn; repeatable. 0 is greedy.  [default: 0 and 1]", show_default=False
+            help="One per prompt, in turn; repeatable. 0 is greedy. By default 0 and 1.", show_default=False
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens written after each prompt, at most.")] = 144,

@@ -57,9 +57,7 @@ def train(
     ] = None,
     temperature: Annotated[
         list[float] | None,
-        typer.Option(
-            help="With --online: one per batch of prompts, in turn; repeatable. 0 and 1.", show_default=False
-        ),
+        typer.Option(help="With --online: one per prompt, in turn; repeatable. 0 and 1.", show_default=False),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
