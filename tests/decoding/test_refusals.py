@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import polydraft
 from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
 from polydraft.errors import InputError
-from polydraft.limits import position_rows
 from polydraft.hidden import HiddenTap
+from polydraft.limits import position_rows
 from tests.decoding.models import (
     NEW_TOKENS,
     case_model,
