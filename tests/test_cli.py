@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -253,9 +254,11 @@ def test_bench_writes_figures_and_a_picture(
         assert group["identical"] is True
         assert group["identical_count"] == group["prompts"]
         assert group["plain_tokens"] == group["drafted_run_tokens"] == 12 * group["prompts"]
-        speeds = group["drafted_tokens_per_second"], group["plain_tokens_per_second"]
-        assert group["ratio"] == pytest.approx(speeds[0] / speeds[1])
+        assert group["eager"] is None
     rows = content["per_prompt"]
+    ratios = [row["drafted_tokens_per_second"] / row["plain_tokens_per_second"] for row in rows]
+    assert content["all"]["ratio"] == pytest.approx(sorted(ratios)[1])
+    assert all(row["plain_cpu_seconds"] > 0 < row["drafted_cpu_seconds"] for row in rows)
     middle = sorted(row["plain_tokens_per_second"] for row in rows)[1]
     assert content["all"]["plain_tokens_per_second"] == pytest.approx(middle)
     assert [row["kind"] for row in rows] == ["raw", "chat", None]
@@ -266,6 +269,43 @@ def test_bench_writes_figures_and_a_picture(
     assert out.with_suffix(".png").exists() == can_plot()
     assert "3 of 3" in result.stdout
     assert "error" not in result.stderr
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled programs are traced and run as they are."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
+@pytest.mark.usefixtures("traced")
+def test_bench_compiled_compares_like_for_like(names: list[str], prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    common = ("bench", *names, "--prompts", prompts, "--max-new-tokens", 6, "--dtype", "float32", "--compile")
+    result = ran(*common, "--json", out)
+    content = json.loads(out.read_text())
+    for group in (content["all"], *content["kinds"].values()):
+        eager = group["eager"]
+        assert group["identical_count"] == eager["identical_count"] == group["prompts"]
+        assert group["plain_tokens"] == eager["tokens"] == 6 * group["prompts"]
+    rows = content["per_prompt"]
+    alone = [row["plain_tokens_per_second"] / row["eager_tokens_per_second"] for row in rows]
+    assert content["all"]["eager"]["plain"]["ratio"] == pytest.approx(sorted(alone)[1])
+    assert "plain and drafted decoding are both compiled" in result.stdout
+    assert "times as fast as plain decoding that is not compiled" in result.stdout
+
+
+@pytest.mark.usefixtures("traced")
+def test_generate_compares_compiled_with_compiled(names: list[str]) -> None:
+    common = ("generate", *names, "--dtype", "float32", "--max-new-tokens", 6, "--compile", "--compare", "ab")
+    found = json.loads(ran(*common, "--json").stdout)
+    assert found["identical"] is True
+    speeds = [found[f"{way}tokens_per_second"] for way in ("", "plain_", "eager_")]
+    assert found["ratio"] == pytest.approx(speeds[0] / speeds[1])
+    assert found["ratio_to_eager"] == pytest.approx(speeds[0] / speeds[2])
+    said = ran(*common).stderr
+    assert "plain, compiled too, " in said
+    assert "plain, not compiled, " in said
 
 
 def test_bench_at_temperature_one_claims_no_identity(names: list[str], prompts: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from polydraft.bench import benchmark as benchmark_module
+from polydraft.bench import runs as runs_module
 from polydraft.bench.benchmark import Comparison, benchmark
-from polydraft.bench.plots import plot_report
+from polydraft.bench.plots import DRAFTED, EAGER, PLAIN, plot_report, speeds
 from polydraft.bench.prompts import Prompt, prompts_path, read_prompts
 from polydraft.bench.report import check_writable, figures, report, write_report
-from polydraft.bench.runs import Run, Sampling, pieces, run_drafted, run_plain
+from polydraft.bench.runs import Run, Sampling, pieces, run_drafted, run_plain, run_undrafted
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
@@ -39,15 +42,24 @@ def comparison(
     accepted: list[int],
     kind: str | None = None,
     drafting: float = 0.0,
+    eager: tuple[list[int], float] | None = None,
+    cpu_seconds: tuple[float, float] | None = None,
 ) -> Comparison:
-    """A comparison from (tokens, seconds) of both runs and the drafts accepted in each step, of two each."""
+    """A comparison from (tokens, seconds) of its runs and the drafts accepted in each step, of two each.
+
+    `cpu_seconds`: of the plain and the drafted run.
+    """
+    cpu = cpu_seconds or (None, None)
     statistics = DecodingStatistics(seconds=drafted[1], drafting_seconds=drafting)
     for count in accepted:
         statistics.count(drafted=2, accepted=count)
     return Comparison(
         prompt=Prompt(content={"prompt": "x"}, kind=kind),
-        plain=Run(tokens=plain[0], seconds=plain[1]),
-        drafted=Run(tokens=drafted[0], seconds=drafted[1], origins=[0], statistics=statistics),
+        plain=Run(tokens=plain[0], seconds=plain[1], cpu_seconds=cpu[0]),
+        drafted=Run(
+            tokens=drafted[0], seconds=drafted[1], cpu_seconds=cpu[1], origins=[0], statistics=statistics
+        ),
+        eager=None if eager is None else Run(tokens=eager[0], seconds=eager[1]),
     )
 
 
@@ -66,7 +78,8 @@ def test_figures_by_hand() -> None:
     assert found["prompts"] == 3
     assert found["plain_tokens_per_second"] == 2.0  # the median of 2, 1, 4
     assert found["drafted_tokens_per_second"] == 4.0  # of 4, 1, 12
-    assert found["ratio"] == 2.0
+    assert found["ratio"] == 2.0  # of 2, 1, 3
+    assert found["cpu_ratio"] is found["cpu_ratio_per_prompt"] is found["eager"] is None
     assert found["ratio_per_prompt"] == {"min": 1.0, "q1": 1.5, "median": 2.0, "q3": 2.5, "max": 3.0}
     assert found["plain_tokens"] == 14
     assert found["drafted_run_tokens"] == 18
@@ -80,6 +93,44 @@ def test_figures_by_hand() -> None:
     assert found["drafting_share"] == pytest.approx(0.6 / 4.0)
     assert found["identical"] is False
     assert found["identical_count"] == 1
+
+
+def test_the_ratio_is_that_of_prompts_not_of_medians() -> None:
+    """Kinds of different speeds: 10 and 9 tokens/s, 1 and 2, 1 and 2; the medians would say 2 to 1."""
+    mixed = [
+        comparison(plain=([0] * 10, 1.0), drafted=([0] * 9, 1.0), accepted=[0]),
+        comparison(plain=([0] * 9, 1.0), drafted=([0] * 8, 1.0), accepted=[0]),
+        comparison(plain=([0] * 5, 1.0), drafted=([0] * 10, 1.0), accepted=[1]),
+    ]
+    found = figures(mixed, greedy=True)
+    assert (found["plain_tokens_per_second"], found["drafted_tokens_per_second"]) == (9.0, 9.0)
+    assert found["ratio"] == 0.9
+
+
+def test_ratios_by_cpu_time() -> None:
+    """4 tokens both ways: 2 and 1 seconds of wall clock, 1.5 and 1 of CPU time."""
+    known = comparison(plain=([1] * 4, 2.0), drafted=([1] * 4, 1.0), accepted=[2], cpu_seconds=(1.5, 1.0))
+    found = figures([known], greedy=True)
+    assert (found["ratio"], found["cpu_ratio"]) == (2.0, 1.5)
+    assert found["cpu_ratio_per_prompt"]["q3"] == 1.5
+    assert figures([known, RESULTS[0]], greedy=True)["cpu_ratio"] is None
+
+
+def test_compiled_runs_are_compared_with_each_other_and_with_eager_ones() -> None:
+    """Tokens/s: 1 and 2 not compiled; 2 and 3 compiled; 4 and 3 compiled and drafted."""
+    results = [
+        comparison(plain=([1, 2], 1.0), drafted=([1, 2, 3, 4], 1.0), accepted=[2], eager=([1, 2, 3, 4], 4.0)),
+        comparison(plain=([1, 2, 3], 1.0), drafted=([1, 2, 3], 1.0), accepted=[1], eager=([1, 5], 1.0)),
+    ]
+    found = figures(results, greedy=True)
+    assert found["ratio"] == 1.5  # of 2 and 1
+    assert (found["plain_tokens_per_second"], found["identical_count"]) == (2.5, 1)
+    eager = found["eager"]
+    assert (eager["tokens_per_second"], eager["tokens"], eager["identical_count"]) == (1.5, 6, 1)
+    assert eager["plain"]["ratio"] == 1.75  # of 2 and 1.5
+    assert eager["drafted"]["ratio"] == 2.75  # of 4 and 1.5
+    assert eager["drafted"]["cpu_ratio"] is None
+    assert figures(results, greedy=False)["eager"]["identical_count"] is None
 
 
 def test_identity_is_claimed_for_greedy_only() -> None:
@@ -100,13 +151,15 @@ def test_report_groups_by_kind_and_says_how_it_was_made(tmp_path: Path) -> None:
     )
     assert list(content["kinds"]) == ["a", "b"]
     assert content["kinds"]["a"] == figures(RESULTS[:2], greedy=True)
-    assert content["kinds"]["a"]["ratio"] == pytest.approx(2.5 / 1.5)
+    assert content["kinds"]["a"]["ratio"] == 1.5  # of 2 and 1
     assert content["all"] == figures(RESULTS, greedy=True)
     expected = {"model": "m", "head": "h", "dtype": "bfloat16", "max_new_tokens": 12, "temperature": 0.0}
     assert content.items() >= (expected | {"seed": 5, "command": "polydraft bench"}).items()
     assert content["threads"] == torch.get_num_threads()
     assert content["versions"]["torch"] == torch.__version__.split("+")[0]
     assert [row["first_difference"] for row in content["per_prompt"]] == [None, 1, 8]
+    first = {"plain_tokens": 4, "plain_tokens_per_second": 2.0, "drafted_run_tokens": 4, "ratio": 2.0}
+    assert content["per_prompt"][0].items() >= (first | {"drafted_cpu_seconds": None}).items()
     write_report(content, tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text()) == content
 
@@ -119,10 +172,23 @@ def test_prompts_without_a_kind_count_in_all_only() -> None:
 
 
 @pytest.mark.skipif(not can_plot(), reason="the extra `plots` is not installed")
-def test_plot_is_a_png(tmp_path: Path) -> None:
-    content = report(RESULTS, sampling=Sampling(), model="m", head="h", dtype=torch.float32, command="")
+@pytest.mark.parametrize("eager", [None, ([1], 1.0)])
+def test_plot_is_a_png(tmp_path: Path, eager: tuple[list[int], float] | None) -> None:
+    results = [*RESULTS[:2], comparison(plain=([1], 1.0), drafted=([1], 1.0), accepted=[0])]
+    if eager is not None:
+        results = [replace(result, eager=Run(tokens=eager[0], seconds=eager[1])) for result in results]
+    content = report(results, sampling=Sampling(), model="m", head="h", dtype=torch.float32, command="")
     plot_report(content, tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_bars_without_drafts_are_grey() -> None:
+    content = report(RESULTS, sampling=Sampling(), model="m", head="h", dtype=torch.float32, command="")
+    assert speeds({"all": content["all"]}) == {"plain": ([2.0], PLAIN), "drafted": ([4.0], DRAFTED)}
+    compiled = {"all": content["all"] | {"eager": {"tokens_per_second": 1.0}}}
+    ways = {"plain": ([1.0], EAGER), "plain, compiled": ([2.0], PLAIN), "drafted, compiled": ([4.0], DRAFTED)}
+    assert speeds(compiled) == ways
+    assert list(speeds(compiled)) == list(ways)
 
 
 def test_check_writable(tmp_path: Path) -> None:
@@ -318,11 +384,12 @@ def test_benchmark_interleaves_and_shares_seeds(
         calls.append(("plain", sampling.torch_seed, sampling.max_new_tokens))
         return Run(tokens=[1], seconds=1.0)
 
-    def drafted(model: object, head: object, tokenizer: object, ids: list[int], sampling: Sampling) -> Run:
+    def drafted(*given: Any, **_: object) -> Run:
+        sampling: Sampling = given[-1]
         calls.append(("drafted", sampling.torch_seed, sampling.max_new_tokens))
         return Run(tokens=[1], seconds=1.0, origins=[0], statistics=DecodingStatistics())
 
-    monkeypatch.setattr(benchmark_module, "run_plain", plain)
+    monkeypatch.setattr(runs_module, "run_plain", plain)
     monkeypatch.setattr(benchmark_module, "run_drafted", drafted)
     seen: list[Comparison] = []
     prompts = [Prompt(content={"prompt": text}) for text in "abc"]
@@ -333,6 +400,57 @@ def test_benchmark_interleaves_and_shares_seeds(
     assert calls[6:] == [("plain", 102, 40), ("drafted", 102, 40)]
     assert results == seen
     assert [result.prompt for result in results] == prompts
+
+
+def test_compiled_decoding_is_run_without_drafts_too_and_eagerly(
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def plain(*_: object) -> Run:
+        calls.append("eager")
+        return Run(tokens=[1], seconds=1.0)
+
+    def drafted(*given: Any, **_: object) -> Run:
+        sampling: Sampling = given[-1]
+        assert sampling.compiled
+        calls.append(f"{sampling.draft_length}/{sampling.prompt_lookup_num_tokens}")
+        return Run(tokens=[1], seconds=1.0, origins=[0], statistics=DecodingStatistics())
+
+    for module in (benchmark_module, runs_module):
+        monkeypatch.setattr(module, "run_plain", plain)
+        monkeypatch.setattr(module, "run_drafted", drafted)
+    prompts = [Prompt(content={"prompt": text}) for text in "abc"]
+    sampling = Sampling(compiled=True, draft_length=3, prompt_lookup_num_tokens=5)
+    results = benchmark(*tiny, prompts, sampling)
+    assert calls[3:] == ["0/None", "3/5", "eager", "3/5", "eager", "0/None", "eager", "0/None", "3/5"]
+    assert all(result.plain.statistics is None for result in results)
+    assert all(result.eager is not None for result in results)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_compiled_without_drafts_says_what_plain_decoding_says(
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast],
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model, head, tokenizer = tiny
+    sampling = Sampling(max_new_tokens=10, temperature=temperature, compiled=True)
+    run = run_undrafted(model, head, tokenizer, [10, 20, 30], sampling)
+    assert run.origins is run.statistics is None
+    assert run.tokens == run_plain(model, tokenizer, [10, 20, 30], sampling).tokens
+
+
+def test_cpu_time_is_known_where_one_thread_works(
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, tokenizer = tiny
+    run = run_plain(model, tokenizer, [10, 20, 30], Sampling(max_new_tokens=4))
+    assert run.cpu_seconds is not None and run.cpu_seconds > 0
+    monkeypatch.setattr(runs_module, "works_alone", lambda device: False)
+    assert run_plain(model, tokenizer, [10, 20, 30], Sampling(max_new_tokens=4)).cpu_seconds is None
 
 
 def test_benchmark_checks_all_prompts_before_it_runs(

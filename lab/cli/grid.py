@@ -118,6 +118,6 @@ def grid_table(content: dict[str, Any]) -> Table:
         table.add_row(
             cell["name"],
             *["-" if found is None else f"{found['all']['length']:.3f}" for found in lengths],
-            *["-" if found is None else f"{found['ratio']:.2f}" for found in speeds],
+            *["-" if found is None else f"{found['median_ratio']:.2f}" for found in speeds],
         )
     return table

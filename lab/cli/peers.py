@@ -1,4 +1,4 @@
-"""`python -m lab peers`: other ways to decode the same prompts, beside ours."""
+"""`python -m lab peers`: other ways to decode the same prompts, beside polydraft."""
 
 from __future__ import annotations
 
@@ -75,6 +75,12 @@ def peers(
             help="Begin no round later than this; the same command goes on with the rest.", show_default=False
         ),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Add polydraft compiled: without drafts, with drafts, and with copied ones too."
+        ),
+    ] = False,
     dtype: options.DtypeName = "auto",
     threads: options.Threads = None,
 ) -> None:
@@ -115,6 +121,7 @@ def peers(
         heads=heads,
         draft_model=draft_model,
         lookup_tokens=lookup_tokens,
+        compiled=compiled,
         console=console,
     )
     settings = {"model": model, "head": head, "dtype": str(session.dtype).removeprefix("torch.")}
@@ -137,7 +144,8 @@ def peers(
         console.print("no round fitted into the budget: give more minutes", markup=False)
         return
     content = peer_report(found, settings=compared.settings, command=options.command_line("python -m lab"))
-    Console().print(peers_table(content))
+    for table in peers_tables(content):
+        Console().print(table)
     write_peer_report(content, out)
     if can_plot():
         plot_peers(content, out / "peers.png")
@@ -155,6 +163,7 @@ def _contestants(
     heads: Sequence[tuple[str, str, dict[str, Any]]],
     draft_model: str | None,
     lookup_tokens: int,
+    compiled: bool,
     console: Console,
 ) -> list[Contestant]:
     from lab.peers import contestants as peers
@@ -174,26 +183,35 @@ def _contestants(
     for name, source, given in heads:
         peer = load_head(source, model=model, tokenizer=tokenizer)
         about = ", ".join([f"head {source}", *(f"{key} {value}" for key, value in given.items())])
-        found.append(peers.drafted(model, peer, name=name, about=about, options=given))
-    lookup = {"prompt_lookup_num_tokens": lookup_tokens}
-    for name, about, given in (
-        (peers.OURS, f"head {head}", {}),
-        (peers.COMBINED, f"head {head} where lookup finds nothing", lookup),
-    ):
-        found.append(peers.drafted(model, session.head, name=name, about=about, options=given))
-    return found
+        like = peers.COMPILED_PLAIN if given.get("compiled") else peers.PLAIN
+        found.append(peers.drafted(model, peer, name=name, about=about, options=given, like=like))
+    compiled = compiled or any(given.get("compiled") for *_, given in heads)
+    return found + peers.polydraft_ways(
+        model, session.head, source=head, lookup_tokens=lookup_tokens, compiled=compiled
+    )
 
 
-def peers_table(content: dict[str, Any]) -> Table:
-    """The cells of `evaluation.peer_report.peer_report`, a row each."""
-    from lab.peers.report import peer_notes, peer_table
+def peers_tables(content: dict[str, Any]) -> list[Table]:
+    """The cells of `lab.peers.report.peer_report`, a row each; then what drafting brings, compiled."""
+    from lab.peers.report import like_table, peer_notes, peer_table
 
-    heading, *rows = peer_table(content)
     title = f"{content['model']}, {content['dtype']}, {content['sampling']['max_new_tokens']} new tokens"
-    caption = "ratio to plain of median tokens/s (tokens per step)\n" + "\n".join(peer_notes(content))
+    caption = "times as fast as plain, median over rounds (tokens per step)\n" + "\n".join(
+        peer_notes(content)
+    )
+    tables = [rich_table(peer_table(content), title=title, caption=caption)]
+    if like := like_table(content):
+        tables.append(
+            rich_table(like, title="compiled drafting over the same compiled layers without drafts")
+        )
+    return tables
+
+
+def rich_table(rows: list[list[str]], *, title: str, caption: str | None = None) -> Table:
+    """Rows of Markdown cells, the first of them the heading, for the terminal."""
     table = Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for place, name in enumerate(heading):
+    for place, name in enumerate(rows[0]):
         table.add_column(name, justify="right" if place > 1 else "left")
-    for row in rows:
+    for row in rows[1:]:
         table.add_row(*(f"[bold]{cell.replace('**', '')}[/]" if "**" in cell else cell for cell in row))
     return table

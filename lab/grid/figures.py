@@ -97,8 +97,8 @@ def conditional(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 def speeds(rows: Sequence[Mapping[str, Any]], *, draws: int, seed: int) -> dict[str, Any]:
     """Figures of timed runs at one temperature, a row per prompt.
 
-    `ratio` is that of the medians of tokens per second; `median_ratio` the median over prompts of the ratio
-    to the plain run of the same round, with its bootstrap interval. `cycle_cost` is the median time of a
+    `median_ratio` is the median over prompts of the ratio to the plain run of the same round, with its
+    bootstrap interval. `cycle_cost` is the median time of a
     cycle, the prompt's forward spread over all, in plain tokens. `length` is tokens per step as decoded.
     """
     drafted = [row["tokens"] / row["seconds"] for row in rows]
@@ -113,7 +113,6 @@ def speeds(rows: Sequence[Mapping[str, Any]], *, draws: int, seed: int) -> dict[
         "plain_tokens_per_second": median(plain),
         "token_ms": 1000 / median(drafted),
         "plain_token_ms": 1000 / median(plain),
-        "ratio": median(drafted) / median(plain),
         "median_ratio": float(ratios.quantile(0.5)),
         "interval": interval(ratios[picks].quantile(0.5, dim=-1)),
         "drafting_share": sum(row["drafting_seconds"] for row in rows) / sum(row["seconds"] for row in rows),

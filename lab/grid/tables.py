@@ -92,8 +92,8 @@ def cost_table(rows: Sequence[dict[str, Any]]) -> str:
             ]
         )
     return table([*headings, "drafting share", "cycle cost", "projected ratio"], out) + (
-        "\nRatios: medians over prompts of tokens/s, drafted over plain; in brackets the 95% interval of the "
-        "median ratio per prompt. Cycle cost: time of one drafted step in plain tokens. Projected ratio: "
+        "\nRatios: tokens/s, drafted over plain, the median over prompts of each one's; in brackets its 95% "
+        "interval. Cycle cost: time of one drafted step in plain tokens. Projected ratio: "
         "tokens per step as replayed over all texts, divided by the cycle cost; the timed texts are fewer.\n"
     )
 
@@ -124,11 +124,11 @@ def with_interval(value: float, bounds: Sequence[float]) -> str:
 
 
 def speed_words(found: dict[str, Any] | None) -> str:
-    """Ratio of the medians, and the interval of the median ratio."""
+    """The median ratio over prompts, and its interval."""
     if found is None:
         return "-"
     low, high = found["interval"]
-    return f"{found['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{found['median_ratio']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def part_words(speed: dict[str, Any], name: str) -> str:

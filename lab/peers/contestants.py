@@ -20,8 +20,8 @@ from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 
 PLAIN = "plain"
-OURS = "ours"
-COMBINED = "ours+lookup"
+OWN = "polydraft"
+COMPILED_PLAIN = f"{OWN} compiled, no drafts"
 
 
 class Continued(NamedTuple):
@@ -38,12 +38,16 @@ class Contestant:
     Attributes:
         about: says what it is, for those who read the figures.
         continues: decodes a batch. alone: it takes one sequence at a time.
+        own: whether it is polydraft's, and no peer.
+        like: name of the contestant that decodes alike but for drafts; plain, unless this one is compiled.
     """
 
     name: str
     about: str
     continues: Callable[[dict[str, Tensor], Sampling], Continued]
     alone: bool = False
+    own: bool = False
+    like: str = PLAIN
 
 
 def plain(model: PreTrainedModel) -> Contestant:
@@ -69,12 +73,13 @@ def static(model: PreTrainedModel, *, length: int, backend: str = "inductor") ->
     def continues(inputs: dict[str, Tensor], sampling: Sampling) -> Continued:
         return Continued(_generate(model, inputs, sampling, **options), 1.0)
 
-    return Contestant(name="static", about="static cache, compiled forward", continues=continues)
+    about = "transformers' static cache and compiled forward"
+    return Contestant(name="static + compile", about=about, continues=continues)
 
 
 def lookup(model: PreTrainedModel, *, tokens: int) -> Contestant:
     """transformers' prompt lookup, `tokens` drafts a step."""
-    about = f"prompt lookup, {tokens} tokens"
+    about = f"transformers' prompt lookup, {tokens} tokens"
     return _assisted(model, name="lookup", about=about, options={"prompt_lookup_num_tokens": tokens})
 
 
@@ -94,7 +99,14 @@ def assisted(model: PreTrainedModel, draft: PreTrainedModel) -> Contestant:
 
 
 def drafted(
-    model: PreTrainedModel, head: DraftHead, *, name: str, about: str, options: Mapping[str, Any]
+    model: PreTrainedModel,
+    head: DraftHead,
+    *,
+    name: str,
+    about: str,
+    options: Mapping[str, Any],
+    own: bool = False,
+    like: str = PLAIN,
 ) -> Contestant:
     """`polydraft.generate` with `head`; `options`: some of `drafting_options`, before the sampling's."""
 
@@ -105,7 +117,36 @@ def drafted(
         assert out.statistics is not None
         return Continued(out.sequences, out.statistics.mean_acceptance_length)
 
-    return Contestant(name=name, about=about, continues=continues)
+    return Contestant(name=name, about=about, continues=continues, own=own, like=like)
+
+
+def polydraft_ways(
+    model: PreTrainedModel, head: DraftHead, *, source: str, lookup_tokens: int, compiled: bool
+) -> list[Contestant]:
+    """What polydraft brings with `head`, alone and with copied drafts: eager, and compiled where asked for.
+
+    Compiled drafting is to be compared with the same compiled layers without drafts: a contestant too.
+
+    Args:
+        source: the head's name.
+    """
+    lookup = {"prompt_lookup_num_tokens": lookup_tokens}
+    found = []
+    for way, like in (("", PLAIN), (" compiled", COMPILED_PLAIN))[: 1 + compiled]:
+        options = {"compiled": bool(way)}
+        kinds: dict[str, tuple[str, dict[str, Any]]] = {
+            "": (f"head {source}{way}", options),
+            " + lookup": (f"head {source}{way}, and copied drafts", options | lookup),
+        }
+        if way:
+            none = options | {"draft_length": 0, "prompt_lookup_num_tokens": None}
+            about = "the compiled layers without drafts"
+            found.append(drafted(model, head, name=COMPILED_PLAIN, about=about, options=none, own=True))
+        found += [
+            drafted(model, head, name=f"{OWN}{way}{kind}", about=about, options=given, own=True, like=like)
+            for kind, (about, given) in kinds.items()
+        ]
+    return found
 
 
 def drafting_options() -> list[str]:

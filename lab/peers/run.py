@@ -39,11 +39,12 @@ class PeerRun:
 
     Attributes:
         tokens: the new ones of every row, up to its end. seconds: wall clock, prompts included.
-        tokens_per_step: per forward of the base model and row.
+        cpu_seconds: as of `Run`. tokens_per_step: per forward of the base model and row.
     """
 
     tokens: list[list[int]]
     seconds: float
+    cpu_seconds: float | None
     tokens_per_step: float
 
 
@@ -79,6 +80,8 @@ class Peers:
         self.out = out
         self.settings = settings | {
             "contestants": [[contestant.name, contestant.about] for contestant in contestants],
+            "own": [contestant.name for contestant in contestants if contestant.own],
+            "like": {one.name: one.like for one in contestants if one.like != PLAIN},
             "prompts": hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()[:16],
             "sampling": {key: value for key, value in asdict(sampling).items() if key != "temperature"},
         }
@@ -131,9 +134,11 @@ class Peers:
         }
         began = clock(self.model, seed=sampling.torch_seed)
         out = contestant.continues(inputs, sampling)
-        seconds = clock(self.model) - began
+        seconds, cpu_seconds = began.until(clock(self.model))
         tokens = [self._up_to_end(row) for row in out.sequences[:, length:].tolist()]
-        return PeerRun(tokens=tokens, seconds=seconds, tokens_per_step=out.tokens_per_step)
+        return PeerRun(
+            tokens=tokens, seconds=seconds, cpu_seconds=cpu_seconds, tokens_per_step=out.tokens_per_step
+        )
 
     def _up_to_end(self, tokens: list[int]) -> list[int]:
         config = self.model.generation_config

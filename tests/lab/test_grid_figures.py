@@ -63,7 +63,7 @@ def timed(prompt: int, tokens: int, seconds: float, steps: int) -> dict[str, Any
 def test_speeds_by_hand() -> None:
     rows = [timed(0, 8, 1.0, 3), timed(1, 8, 2.0, 7), timed(2, 9, 1.0, 4)]  # 8, 4, 9 tokens/s; plain 4
     found = speeds(rows, draws=100, seed=0)
-    assert found["ratio"] == found["median_ratio"] == 2.0
+    assert found["median_ratio"] == 2.0
     assert found["interval"] == (1.0, 2.25)
     assert found["drafting_share"] == 0.25
     assert found["cycle_cost"] == 1.0  # of 1/4 s, 2/8 s, 1/5 s the median, in plain tokens of 1/4 s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from typer.testing import CliRunner, Result
 from lab.cli import app
 from lab.peers import contestants as ways
 from lab.peers.contestants import Contestant, Continued
-from lab.peers.plots import plot_peers
+from lab.peers.plots import bar_styles, plot_peers
 from lab.peers.report import (
+    like_table,
     peer_figures,
     peer_notes,
     peer_report,
@@ -182,7 +184,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 def all_ways(model: PreTrainedModel, head: DraftHead) -> list[Contestant]:
-    """One contestant of each way; the compiled one by a backend that compiles nothing."""
+    """One contestant of each way; the compiled ones by a backend that compiles nothing."""
     draft = tiny_model(vocab_size=model.config.vocab_size, seed=1)
     options = {"verification": "block", "draft_length": 2}
     return [
@@ -190,14 +192,18 @@ def all_ways(model: PreTrainedModel, head: DraftHead) -> list[Contestant]:
         ways.static(model, length=40, backend="eager"),
         ways.lookup(model, tokens=4),
         ways.assisted(model, draft),
-        ways.drafted(model, head, name="ours", about="", options=options),
-        ways.drafted(model, head, name="both", about="", options={"prompt_lookup_num_tokens": 4}),
+        ways.drafted(model, head, name="block", about="", options=options),
+        *ways.polydraft_ways(model, head, source="h", lookup_tokens=4, compiled=False),
     ]
 
 
 def test_every_way_gives_the_text_of_plain_decoding(
-    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast], tmp_path: Path
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     model, head, tokenizer = tiny
     contestants, sampling = all_ways(model, head), Sampling(max_new_tokens=12)
     peers = Peers(model, tokenizer, contestants, PROMPTS, sampling, out=tmp_path, settings={})
@@ -209,6 +215,20 @@ def test_every_way_gives_the_text_of_plain_decoding(
             assert 1.0 <= run.tokens_per_step <= 12.0
         if not contestant.alone:
             assert peers.decode(contestant, peers.ids, sampling).tokens == expected
+
+
+def test_polydraft_is_compared_like_for_like(
+    tiny: tuple[PreTrainedModel, DraftHead, PreTrainedTokenizerFast],
+) -> None:
+    model, head, _ = tiny
+    eager = {"polydraft": "plain", "polydraft + lookup": "plain"}
+    found = ways.polydraft_ways(model, head, source="h", lookup_tokens=4, compiled=False)
+    assert {one.name: one.like for one in found} == eager
+    found = ways.polydraft_ways(model, head, source="h", lookup_tokens=4, compiled=True)
+    alone = "polydraft compiled, no drafts"
+    compiled = {alone: "plain", "polydraft compiled": alone, "polydraft compiled + lookup": alone}
+    assert {one.name: one.like for one in found} == eager | compiled
+    assert all(one.own for one in found)
 
 
 def test_lookup_reports_tokens_per_forward(
@@ -225,6 +245,7 @@ def test_lookup_reports_tokens_per_forward(
     run = peers.decode(ways.lookup(model, tokens=4), peers.ids[:1], sampling)
     hook.remove()
     assert run.tokens_per_step == 12 / len(seen)
+    assert run.cpu_seconds is not None and run.cpu_seconds > 0
 
 
 def test_assisted_needs_the_same_vocabulary(
@@ -267,27 +288,64 @@ ROUNDS = [
     kept("a", 0.0, ours=([[1] * 4, [3] * 4], 2.0, 1.5), plain=([[1] * 4, [2] * 4], 2.0, 1.0)),  # 4 and 4
     kept("b", 1.0, plain=([[1], [2]], 1.0, 1.0)),
 ]
-SETTINGS = {"model": "m", "dtype": "float32", "contestants": [["plain", "p"], ["ours", "o"]]}
+SETTINGS: dict[str, Any] = {
+    "model": "m",
+    "dtype": "float32",
+    "contestants": [["plain", "p"], ["ours", "o"]],
+    "own": ["ours"],
+    "like": {},
+}
 
 
 def test_figures_by_hand() -> None:
-    found = peer_figures(ROUNDS[:3])
+    found = peer_figures(ROUNDS[:3], like={})
     assert (found["rounds"], found["rows"], found["left_out"]) == (3, 6, {})
     plain, ours = found["contestants"]["plain"], found["contestants"]["ours"]
     assert (plain["tokens_per_second"], plain["ratio"], plain["same"]) == (4.0, 1.0, 6)
-    assert (ours["tokens_per_second"], ours["ratio"], ours["same"]) == (4.0, 1.0, 1 + 2 + 1)
+    assert (ours["tokens_per_second"], ours["ratio"], ours["same"]) == (4.0, 1.0, 1 + 2 + 1)  # of 2, .5, 1
+    assert ours["cpu_ratio"] is ours["like"] is None
     assert ours["ratio_per_round"] == {"min": 0.5, "q1": 0.75, "median": 1.0, "q3": 1.5, "max": 2.0}
     assert ours["tokens_per_step"] == 1.5
     assert ours["tokens"] == 4 + 12 + 8
-    sampled = peer_figures(ROUNDS[3:])
+    sampled = peer_figures(ROUNDS[3:], like={})
     assert sampled["contestants"]["plain"]["same"] is None
     assert sampled["left_out"] == {"ours": "it cannot"}
+
+
+def test_the_ratio_is_that_of_rounds_not_of_medians() -> None:
+    """Plain and ours, tokens/s: 10 and 9, 9 and 8, 5 and 10; the medians would say 1."""
+    speeds = ((10, 9), (9, 8), (5, 10))
+    mixed = [kept("a", 0.0, plain=([[1] * a], 1.0, 1.0), ours=([[1] * b], 1.0, 1.0)) for a, b in speeds]
+    assert peer_figures(mixed, like={})["contestants"]["ours"]["ratio"] == 0.9
+
+
+def test_compiled_drafting_is_compared_with_the_same_without_drafts(tmp_path: Path) -> None:
+    """4 tokens: plain in 4 seconds, compiled in 2, drafted in 1; by CPU time in 3, 2 and 1."""
+    one = kept(
+        "a", 0.0, **{n: ([[1, 2, 3, 4]], s, 1.0) for n, s in (("plain", 4.0), ("alone", 2.0), ("ours", 1.0))}
+    )
+    for name, seconds in (("plain", 3.0), ("alone", 2.0), ("ours", 1.0)):
+        one["runs"][name]["cpu_seconds"] = seconds
+    like = {"ours": "alone"}
+    found = peer_figures([one], like=like)["contestants"]
+    assert (found["alone"]["ratio"], found["alone"]["cpu_ratio"], found["alone"]["like"]) == (2.0, 1.5, None)
+    assert (found["ours"]["ratio"], found["ours"]["cpu_ratio"]) == (4.0, 3.0)
+    assert (found["ours"]["like"]["ratio"], found["ours"]["like"]["cpu_ratio"]) == (2.0, 2.0)
+    names = [["plain", "p"], ["alone", "a"], ["ours", "o"]]
+    content = peer_report([one], settings=SETTINGS | {"contestants": names, "like": like}, command="")
+    expected = [["setting", "kind", "ours"], ["greedy, batch 2", "a", "2.00 (2.00-2.00)"]]
+    assert like_table(content) == expected
+    write_peer_report(content, tmp_path)
+    assert "| greedy, batch 2 | a | 2.00 (2.00-2.00) |" in (tmp_path / "peers.md").read_text()
+    one["left_out"] = {"ours": "it cannot"}
+    assert like_table(peer_report([one], settings=SETTINGS | {"like": like}, command=""))[1][2] == "-"
 
 
 def test_report_table_and_files(tmp_path: Path) -> None:
     content = peer_report(ROUNDS, settings=SETTINGS, command="polydraft bench")
     assert [(cell["temperature"], cell["kind"]) for cell in content["cells"]] == [(0.0, "a"), (1.0, "b")]
-    assert content["cells"][0].items() >= peer_figures(ROUNDS[:3]).items()
+    assert content["cells"][0].items() >= peer_figures(ROUNDS[:3], like={}).items()
+    assert like_table(content) == []
     assert peer_table(peer_report(ROUNDS[:1], settings=SETTINGS, command=""))[1][2:] == [
         "2.0", "**2.00** (2.00)",
     ]  # fmt: skip
@@ -304,6 +362,17 @@ def test_report_table_and_files(tmp_path: Path) -> None:
 def test_plot_is_a_png(tmp_path: Path) -> None:
     plot_peers(peer_report(ROUNDS, settings=SETTINGS, command=""), tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_own_bars_are_coloured_and_all_others_grey() -> None:
+    from matplotlib.colors import to_rgb
+
+    names = ["static", "ours", "lookup", "ours compiled", "medusa"]
+    styles = bar_styles(names, own=["ours", "ours compiled"])
+    shades = {name: to_rgb(style["color"]) for name, style in styles.items()}
+    grey = [name for name in names if len(set(shades[name])) == 1]
+    assert grey == ["static", "lookup", "medusa"]
+    assert len(set(shades.values())) == len(names)
 
 
 def test_settings_have_names() -> None:
@@ -344,8 +413,9 @@ def test_the_command_compares_and_goes_on(common: list[str | Path], tmp_path: Pa
     result = peers(*asked)
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out/peers.json").read_text())
-    names = ["plain", "static", "lookup", "assisted", "second", "ours", "ours+lookup"]
+    names = ["plain", "static + compile", "lookup", "assisted", "second", "polydraft", "polydraft + lookup"]
     assert [name for name, _ in content["contestants"]] == names
+    assert content["own"] == names[-2:]
     assert len(content["cells"]) == 2 * 2 * 2
     for cell in content["cells"]:
         batched = cell["batch"] > 1
@@ -357,6 +427,24 @@ def test_the_command_compares_and_goes_on(common: list[str | Path], tmp_path: Pa
     before = (tmp_path / "out/peers.json").read_text()
     assert peers(*asked).exit_code == 0
     assert json.loads((tmp_path / "out/peers.json").read_text())["cells"] == json.loads(before)["cells"]
+
+
+def test_the_command_compares_compiled_ways(
+    common: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    out = tmp_path / "out"
+    result = peers(*common, "--compile", "--out", out, "--batch", "1", "--temperature", "0")
+    assert result.exit_code == 0, result.output
+    content = json.loads((out / "peers.json").read_text())
+    own = ["", " + lookup", " compiled, no drafts", " compiled", " compiled + lookup"]
+    assert content["own"] == [f"polydraft{way}" for way in own]
+    for cell in content["cells"]:
+        found = cell["contestants"]
+        assert {figures["same"] for figures in found.values()} == {cell["rows"]}
+        assert [name for name, figures in found.items() if figures["like"]] == sorted(content["like"])
+    assert "compiled drafting over the same compiled layers" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,23 @@ def test_figures(head: Path, tmp_path: Path) -> None:
     assert drawn.count("| - |") == 2
 
 
+def test_figures_of_compiled_decoding(head: Path, tmp_path: Path) -> None:
+    def spread(middle: float) -> dict[str, Any]:
+        return {"ratio_per_prompt": {"q1": middle - 0.1, "median": middle, "q3": middle + 0.1}}
+
+    eager = {"plain": spread(1.6), "drafted": spread(2.1)}
+    report = REPORT | {"compiled": True, "all": REPORT["all"] | {"eager": eager}}
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(report))
+    text = write_card(head, bench=[path]).read_text()
+    assert "### Greedy, compiled\n" in text
+    assert "| same text | compiled over not | compiled and drafted over not |" in text
+    assert "| 1.50 (1.11-2.00) | 2 of 3 | 1.60 (1.50-1.70) | 2.10 (2.00-2.20) |" in text
+    path.write_text(json.dumps(REPORT | {"compiled": True}))
+    with pytest.raises(InputError, match="plain decoding that is not compiled: run its command again"):
+        write_card(head, bench=[path])
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"all": {}}', "no json", None])
 def test_what_is_no_benchmark(head: Path, tmp_path: Path, content: str | None) -> None:
     if content is not None:

@@ -24,7 +24,7 @@ PLACES = (
 )
 
 
-@pytest.mark.parametrize("extra", ["plots", "report", "lora", "serve"])
+@pytest.mark.parametrize("extra", ["plots", "lora", "serve"])
 def test_the_command_names_what_the_extra_brings(extra: str) -> None:
     words = shlex.split(install(extra))
     assert words[:2] == ["pip", "install"]

@@ -23,9 +23,9 @@ def verdict(found: Diagnosis) -> str:
     if found.best == 0:
         return f"Drafting does not pay here: {needed(found)} {remedy(found)}"
     plain, ratio = found.plain_tokens_per_second, found.speed_up
-    against = "plain decoding" if found.compiling is None else "plain decoding that is not compiled"
+    against = "plain decoding" if found.compiling is None else "plain decoding, compiled too"
     speeds = f"{plain:.1f} tokens/s become {plain * ratio:.1f}, with {way(found, found.best)} a step"
-    if ratio < LITTLE * found.ratios[0]:
+    if ratio < LITTLE:
         return f"Drafting hardly pays here: expect {ratio:.2f}x {against} ({speeds}). {remedy(found)}"
     return f"Expect about {ratio:.2f}x the speed of {against}: {speeds}."
 
@@ -70,14 +70,20 @@ def remedy(found: Diagnosis) -> str:
 
 
 def compiling(found: Diagnosis, gain: float) -> str:
-    """What it brings without drafts."""
+    """What it brings without drafts, and together with them."""
     eager, compiled = (f"{milliseconds(s)} ms" for s in (found.eager_seconds, found.plain_seconds))
     if gain < 1:
         return (
             f"Compiling does not pay here: a plain step takes {compiled} compiled, {eager} otherwise. "
             "Leave it out."
         )
-    return f"Compiling alone makes plain decoding {gain:.2f}x as fast: a step takes {compiled}, not {eager}."
+    alone = f"Compiling alone makes plain decoding {gain:.2f}x as fast: a step takes {compiled}, not {eager}."
+    if found.best == 0:
+        return alone
+    both = found.eager_ratios[found.best]
+    return (
+        f"{alone} Compiling and drafting give {both:.2f}x the speed of plain decoding that is not compiled."
+    )
 
 
 def limit(found: Diagnosis) -> str:

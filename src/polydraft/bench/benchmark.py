@@ -1,7 +1,9 @@
-"""Plain `model.generate` against drafted decoding: same prompts, interleaved.
+"""Plain against drafted decoding, like for like: same prompts, interleaved.
 
-Each prompt runs both ways one after the other, the order alternating from prompt to prompt, so that a
-machine that slows down or speeds up meanwhile does it to both.
+Eager drafting is compared with `model.generate`. Compiled drafting is compared with the same compiled layers
+without a draft, so that the ratio is what drafting brings; both are also compared with `model.generate`.
+Each prompt runs all ways one after the other, and who begins rotates from prompt to prompt, so that a machine
+that slows down or speeds up meanwhile does it to all.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from polydraft.bench.prompts import Prompt
-from polydraft.bench.runs import Run, Sampling, run_drafted, run_plain
+from polydraft.bench.runs import Run, Sampling, run_drafted, run_plain, run_undrafted
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.heads import DraftHead
 
@@ -21,20 +24,26 @@ WARM_UP_TOKENS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One prompt, run both ways."""
+    """One prompt, run without and with drafts.
+
+    Attributes:
+        plain: without drafts, in the way of `drafted`: compiled where that is. eager: `model.generate`, where
+            the two are compiled; else None, since `plain` is that.
+    """
 
     prompt: Prompt
     plain: Run
     drafted: Run
+    eager: Run | None = None
 
     @property
     def ratio(self) -> float:
-        """Drafted tokens per second over plain ones."""
-        return self.drafted.tokens_per_second / self.plain.tokens_per_second
+        """Drafted tokens per second over plain ones, like for like."""
+        return self.drafted.over(self.plain)
 
     @property
     def identical(self) -> bool:
-        """Whether both runs gave the same tokens."""
+        """Whether the drafted run gave the tokens of the plain one."""
         return self.plain.tokens == self.drafted.tokens
 
     @property
@@ -60,17 +69,25 @@ def compare(
     prompt: Prompt,
     sampling: Sampling,
     *,
-    plain_first: bool = True,
+    turn: int = 0,
+    streamer: BaseStreamer | None = None,
 ) -> Comparison:
-    """Run one prompt both ways."""
+    """Run one prompt all ways.
+
+    Args:
+        turn: which way begins: 0 without drafts, 1 with drafts, 2, where they are compiled, the eager one.
+        streamer: receives the tokens of the drafted run as they are accepted.
+    """
     ids = prompt.encode(tokenizer)
-    if plain_first:
-        plain = run_plain(model, tokenizer, ids, sampling)
-        drafted = run_drafted(model, head, tokenizer, ids, sampling)
-    else:
-        drafted = run_drafted(model, head, tokenizer, ids, sampling)
-        plain = run_plain(model, tokenizer, ids, sampling)
-    return Comparison(prompt=prompt, plain=plain, drafted=drafted)
+    ways: dict[str, Callable[[], Run]] = {
+        "plain": lambda: run_undrafted(model, head, tokenizer, ids, sampling),
+        "drafted": lambda: run_drafted(model, head, tokenizer, ids, sampling, streamer=streamer),
+    }
+    if sampling.compiled:
+        ways["eager"] = lambda: run_plain(model, tokenizer, ids, sampling)
+    first = turn % len(ways)
+    names = [*ways][first:] + [*ways][:first]
+    return Comparison(prompt=prompt, **{name: ways[name]() for name in names})
 
 
 def warm_up(
@@ -80,7 +97,7 @@ def warm_up(
     prompt: Prompt,
     sampling: Sampling,
 ) -> None:
-    """Run a few tokens both ways, so that no timed run pays for what only happens once."""
+    """Run a few tokens all ways, so that no timed run pays for what only happens once."""
     few = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, WARM_UP_TOKENS))
     compare(model, head, tokenizer, prompt, few)
 
@@ -108,7 +125,7 @@ def benchmark(
     results = []
     for index, prompt in enumerate(prompts):
         seeded = replace(sampling, torch_seed=sampling.torch_seed + index)
-        result = compare(model, head, tokenizer, prompt, seeded, plain_first=index % 2 == 0)
+        result = compare(model, head, tokenizer, prompt, seeded, turn=index)
         results.append(result)
         if on_result is not None:
             on_result(result)

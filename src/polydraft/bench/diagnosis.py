@@ -92,10 +92,13 @@ class Diagnosis:
 
     @property
     def ratios(self) -> dict[int, float]:
+        """Expected speed with each of `sizes`, against plain decoding this way, compiled or not."""
+        return {size: tokens / self.cost(size) for size, tokens in self.tokens.items()}
+
+    @property
+    def eager_ratios(self) -> dict[int, float]:
         """Expected speed with each of `sizes`, against plain decoding that is not compiled."""
-        return {
-            size: tokens * (self.compiling or 1.0) / self.cost(size) for size, tokens in self.tokens.items()
-        }
+        return {size: ratio * (self.compiling or 1.0) for size, ratio in self.ratios.items()}
 
     @property
     def best(self) -> int:
@@ -109,13 +112,13 @@ class Diagnosis:
 
     @property
     def speed_up(self) -> float:
-        """Expected with `best`, against plain decoding that is not compiled."""
+        """Expected with `best`, against plain decoding this way."""
         return self.ratios[self.best]
 
     @property
     def plain_tokens_per_second(self) -> float:
-        """Of all texts together, not compiled."""
-        return self.rows / self.eager_seconds
+        """Of all texts together, this way."""
+        return self.rows / self.plain_seconds
 
     def to_dict(self, *, model: str, head: str, on: PreTrainedModel) -> dict[str, Any]:
         """All figures, ready for JSON; seconds, bytes per second, and ratios to plain decoding.
@@ -151,8 +154,10 @@ class Diagnosis:
             "mean_acceptance_length": self.statistics.mean_acceptance_length,
             "expected_tokens": self.tokens,
             "expected_ratio": self.ratios,
+            "expected_ratio_to_eager": self.eager_ratios,
             "best_drafts": self.best,
             "plain_tokens_per_second": self.plain_tokens_per_second,
+            "eager_tokens_per_second": self.rows / self.eager_seconds,
             "expected_tokens_per_second": self.plain_tokens_per_second * self.speed_up,
             "versions": versions(),
         }

@@ -8,12 +8,17 @@ from typing import Any
 
 from polydraft.files import write_atomic
 
+PLAIN, EAGER, DRAFTED = "0.45", "0.75", "tab:blue"
+"""Colours of decoding without drafts, of the same not compiled, and of drafted decoding."""
+
 
 def plot_report(content: dict[str, Any], path: Path) -> None:
     """Write a PNG: tokens per second by kind, and the share of steps that accept each position.
 
+    Decoding without drafts is grey, drafted decoding coloured, with its ratio, like for like.
+
     Args:
-        content: of `evaluation.report.report`.
+        content: of `bench.report.report`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -22,16 +27,17 @@ def plot_report(content: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     speed, acceptance = figure.subplots(1, 2)
-    width = 0.38
-    for offset, name in ((-width / 2, "plain"), (width / 2, "drafted")):
-        heights = [group[f"{name}_tokens_per_second"] for group in groups.values()]
-        bars = speed.bar([i + offset for i in range(len(groups))], heights, width, label=name)
-        if name == "drafted":
+    bars_of = speeds(groups)
+    width = 0.76 / len(bars_of)
+    for place, (name, (heights, colour)) in enumerate(bars_of.items()):
+        at = [i + (place - (len(bars_of) - 1) / 2) * width for i in range(len(groups))]
+        bars = speed.bar(at, heights, width, label=name, color=colour)
+        if colour == DRAFTED:
             speed.bar_label(bars, [f"{group['ratio']:.2f}x" for group in groups.values()])
     speed.set_xticks(range(len(groups)), groups)
     speed.set_ylabel("tokens per second, median over prompts")
     speed.margins(y=0.2)
-    speed.legend(loc="upper center", ncols=2)
+    speed.legend(loc="upper center", ncols=len(bars_of))
     for name, group in groups.items():
         shares = group["acceptance_per_position"]
         label = f"{name} ({group['mean_acceptance_length']:.2f} tokens per step)"
@@ -48,3 +54,16 @@ def plot_report(content: dict[str, Any], path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_atomic(path, picture.getvalue())
+
+
+def speeds(groups: dict[str, dict[str, Any]]) -> dict[str, tuple[list[float], str]]:
+    """For each way to decode its median tokens per second in every group, and its colour."""
+    compiled = all(group["eager"] is not None for group in groups.values())
+    after = ", compiled" * compiled
+    ways = {
+        f"plain{after}": ([group["plain_tokens_per_second"] for group in groups.values()], PLAIN),
+        f"drafted{after}": ([group["drafted_tokens_per_second"] for group in groups.values()], DRAFTED),
+    }
+    if compiled:
+        return {"plain": ([group["eager"]["tokens_per_second"] for group in groups.values()], EAGER)} | ways
+    return ways

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 import polydraft
+from polydraft.decoding.measuring import works_alone
 from polydraft.decoding.noise import check_seed
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
@@ -108,12 +109,14 @@ class Run:
 
     Attributes:
         tokens: the new ones. seconds: wall clock from the prompt's ids to the last token.
-        origins: as in `DraftedOutput`, one per token; None for a plain run.
-        statistics: None for a plain run.
+        cpu_seconds: CPU time of the thread that decoded; None where others, or a GPU, took part in the work.
+        origins: as in `DraftedOutput`, one per token; None for a run without drafts.
+        statistics: None for a run without drafts.
     """
 
     tokens: list[int]
     seconds: float
+    cpu_seconds: float | None = None
     origins: list[int] | None = None
     statistics: DecodingStatistics | None = None
 
@@ -122,16 +125,43 @@ class Run:
         """Generated tokens over wall clock, the prompt's forward included."""
         return len(self.tokens) / self.seconds
 
+    def over(self, other: Run) -> float:
+        """Tokens per second of this run, divided by those of the other."""
+        return self.tokens_per_second / other.tokens_per_second
+
+    def cpu_over(self, other: Run) -> float | None:
+        """As `over`, by CPU time, which other work disturbs less; None where that is not known of both."""
+        if self.cpu_seconds is None or other.cpu_seconds is None:
+            return None
+        return len(self.tokens) / self.cpu_seconds * other.cpu_seconds / len(other.tokens)
+
 
 def run_plain(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], sampling: Sampling
 ) -> Run:
-    """Continue `ids` by `model.generate`."""
+    """Continue `ids` by `model.generate`, eagerly."""
     inputs = _inputs(ids, model)
     began = clock(model, seed=sampling.torch_seed)
     out: Tensor = cast(Any, model).generate(**inputs, **sampling.arguments(tokenizer))
-    seconds = clock(model) - began
-    return Run(tokens=out[0, len(ids) :].tolist(), seconds=seconds)
+    seconds, cpu_seconds = began.until(clock(model))
+    return Run(tokens=out[0, len(ids) :].tolist(), seconds=seconds, cpu_seconds=cpu_seconds)
+
+
+def run_undrafted(
+    model: PreTrainedModel,
+    head: DraftHead,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    sampling: Sampling,
+) -> Run:
+    """Continue `ids` without drafts in the way of `run_drafted`: what that is to be compared with.
+
+    Compiled, that is the same compiled layers without a draft; eager, `model.generate`.
+    """
+    if not sampling.compiled:
+        return run_plain(model, tokenizer, ids, sampling)
+    without = replace(sampling, draft_length=0, prompt_lookup_num_tokens=None)
+    return replace(run_drafted(model, head, tokenizer, ids, without), origins=None, statistics=None)
 
 
 def run_drafted(
@@ -155,12 +185,13 @@ def run_drafted(
         **sampling.modes,
         **arguments,
     )
-    seconds = clock(model) - began
+    seconds, cpu_seconds = began.until(clock(model))
     assert out.sequences is not None
     assert out.origins is not None
     return Run(
         tokens=out.sequences[0, len(ids) :].tolist(),
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         origins=out.origins[0].tolist(),
         statistics=out.statistics,
     )
@@ -190,10 +221,22 @@ def _inputs(ids: Sequence[int], model: PreTrainedModel) -> dict[str, Any]:
     return {"input_ids": row, "attention_mask": torch.ones_like(row)}
 
 
-def clock(model: PreTrainedModel, *, seed: int | None = None) -> float:
-    """Seconds, after all queued work is done; sets torch's seeds first when given one."""
+class Moment(NamedTuple):
+    """A reading of the clocks, in seconds; `cpu` is None where this thread does not do all of the work."""
+
+    wall: float
+    cpu: float | None
+
+    def until(self, later: Moment) -> tuple[float, float | None]:
+        """Seconds of wall clock and of CPU time between the two."""
+        cpu = None if self.cpu is None or later.cpu is None else later.cpu - self.cpu
+        return later.wall - self.wall, cpu
+
+
+def clock(model: PreTrainedModel, *, seed: int | None = None) -> Moment:
+    """The moment at which all queued work is done; sets torch's seeds first when given one."""
     if seed is not None:
         torch.manual_seed(seed)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    return time.perf_counter()
+    return Moment(time.perf_counter(), time.thread_time() if works_alone(model.device) else None)

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from polydraft.cli import options
+from polydraft.cli.bench_tables import eager_table, figures_table
 from polydraft.modes import DRAFTING, VERIFICATION, VERIFIER
-
-HEADINGS = (
-    "prompts",
-    "plain\ntok/s",
-    "drafted\ntok/s",
-    "ratio",
-    "tokens\n/ step",
-    "drafts\nkept",
-    "draft\ntime",
-    "same\ntext",
-)
 
 
 def bench(
@@ -72,8 +60,9 @@ def bench(
 ) -> None:
     """Compare plain `model.generate` with drafted decoding: speed, acceptance, equality.
 
-    Both run on each prompt, in alternating order, after a warm-up. The ratio is that of the medians over
-    prompts of tokens per second, the prompt's own forward included.
+    Both run on each prompt, in alternating order, after a warm-up. The ratio of a prompt is drafted over
+    plain tokens per second, the prompt's own forward included; that of several is the median of theirs.
+    With --compile plain decoding is compiled too, and both are also compared with plain decoding that is not.
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -132,6 +121,8 @@ def bench(
         command=options.command_line(),
     )
     Console().print(figures_table(content))
+    if content["all"]["eager"] is not None:
+        Console().print(eager_table(content))
     if json_path is None:
         return
     write_report(content, json_path)
@@ -140,35 +131,3 @@ def bench(
         plot_report(content, json_path.with_suffix(".png"))
     else:
         console.print(f"no picture without matplotlib: {install('plots')}", markup=False)
-
-
-def figures_table(content: dict[str, Any]) -> Table:
-    """The groups of `evaluation.report.report`, a row each."""
-    greedy = content["temperature"] == 0
-    sampling = (
-        f"greedy, {content['drafting']}"
-        if greedy
-        else f"T = {content['temperature']:g}, {content['verification']} verification"
-        if content["seed"] is None
-        else f"T = {content['temperature']:g}, seed {content['seed']}"
-    )
-    title = f"{content['model']}, {content['dtype']}, {sampling}, {content['max_new_tokens']} new tokens"
-    caption = "tokens/s: medians over prompts; ratio: of these medians"
-    table = Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("kind")
-    for name in HEADINGS:
-        table.add_column(name, justify="right")
-    for kind, group in (content["kinds"] | {"all": content["all"]}).items():
-        same = "-" if group["identical"] is None else f"{group['identical_count']} of {group['prompts']}"
-        table.add_row(
-            kind,
-            str(group["prompts"]),
-            f"{group['plain_tokens_per_second']:.1f}",
-            f"{group['drafted_tokens_per_second']:.1f}",
-            f"{group['ratio']:.2f}",
-            f"{group['mean_acceptance_length']:.2f}",
-            f"{group['draft_acceptance_rate']:.0%}",
-            f"{group['drafting_share']:.0%}",
-            same,
-        )
-    return table

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polydraft.cli import options
-from polydraft.cli.bench import figures_table
+from polydraft.cli.bench_tables import figures_table
 from polydraft.embedded import EMBEDDED
 
 if TYPE_CHECKING:

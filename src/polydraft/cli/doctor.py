@@ -106,15 +106,23 @@ def cost_table(found: Diagnosis) -> Table:
     from polydraft.bench.advice import milliseconds
 
     compiled = found.compiling is not None
-    caption = (
-        "x plain: against a plain forward; expected: speed against plain decoding"
-        f"{' that is not compiled' * compiled}"
-    )
+    caption = "x plain: against a plain forward; expected: speed against plain decoding"
+    if compiled:
+        caption += ", compiled too; over eager: against plain decoding that is not compiled"
     what = f"{'trees' if found.trees else 'chains'}{', compiled' * compiled}"
     title = f"{what}, batch {found.rows}, times in ms"
     table = Table(title=title, caption=caption, box=box.SIMPLE)
     size = "nodes\na tree" if found.trees else "drafts\na step"
-    for name in (size, "forward", "x plain", "drafting", "tokens\n/ step", "expected"):
+    names = (
+        size,
+        "forward",
+        "x plain",
+        "drafting",
+        "tokens\n/ step",
+        "expected",
+        *["over\neager"] * compiled,
+    )
+    for name in names:
         table.add_column(name, justify="right")
     tokens, ratios = found.tokens, found.ratios
     for width in sorted({width for _, width in found.costs.forward}):
@@ -124,5 +132,7 @@ def cost_table(found: Diagnosis) -> Table:
         if drafts in tokens:
             making = found.costs.drafting_seconds(found.rows, drafts)
             cells += [milliseconds(making), f"{tokens[drafts]:.2f}", f"{ratios[drafts]:.2f}x"]
+            if compiled:
+                cells.append(f"{found.eager_ratios[drafts]:.2f}x")
         table.add_row(*cells, style="bold" if found.best == drafts else None)
     return table

@@ -72,8 +72,9 @@ def generate(
         bool,
         typer.Option(
             "--compare",
-            help="Run plain decoding too; say how fast each was and whether the texts are equal. "
-            "Greedy float32 texts are equal; sampling draws another text of the same distribution.",
+            help="Run plain decoding too, compiled where drafting is; say how fast each was and whether the "
+            "texts are equal. Greedy float32 texts are equal; sampling draws another text of the same "
+            "distribution.",
         ),
     ] = False,
 ) -> None:
@@ -84,10 +85,10 @@ def generate(
     text = read_prompt(prompt, prompt_file)
     from transformers import TextStreamer
 
-    from polydraft.bench.benchmark import warm_up
+    from polydraft.bench import benchmark
     from polydraft.bench.prompts import Prompt
     from polydraft.bench.report import answer
-    from polydraft.bench.runs import Sampling, run_drafted, run_plain
+    from polydraft.bench.runs import Sampling, run_drafted
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
@@ -120,14 +121,18 @@ def generate(
     base, tokenizer = session.model, session.tokenizer
     request = Prompt(content={"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text})
     ids = request.encode(tokenizer)
-    if compare:
-        warm_up(base, session.head, tokenizer, request, sampling)
     streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    drafted = run_drafted(base, session.head, tokenizer, ids, sampling, streamer=streamer)
-    plain = run_plain(base, tokenizer, ids, sampling) if compare else None
+    compared = None
+    if compare:
+        asked = (base, session.head, tokenizer, request, sampling)
+        benchmark.warm_up(*asked)
+        compared = benchmark.compare(*asked, turn=1, streamer=streamer)
+        drafted = compared.drafted
+    else:
+        drafted = run_drafted(base, session.head, tokenizer, ids, sampling, streamer=streamer)
     found = answer(
         drafted,
-        plain,
+        compared,
         tokenizer=tokenizer,
         prompt=text,
         prompt_tokens=len(ids),
@@ -168,7 +173,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def summary(found: dict[str, Any]) -> list[str]:
-    """The figures of `evaluation.report.answer`, as lines to read."""
+    """The figures of `bench.report.answer`, as lines to read."""
     sampled = found["temperature"] > 0 and found["seed"] is not None
     seed = f"seed {found['seed']}, " if sampled else ""
     lines = [
@@ -182,6 +187,10 @@ def summary(found: dict[str, Any]) -> list[str]:
         same = "yes" if found["identical"] else "no"
         if not found["identical"] and found["temperature"] > 0:
             same += " (sampled texts need not be)"
-        plain = f"plain {found['plain_tokens_per_second']:.1f} tokens/s"
-        lines.append(f"{plain}, ratio {found['ratio']:.2f}, identical: {same}")
+        eager = found["eager_tokens_per_second"]
+        plain = "plain" if eager is None else "plain, compiled too,"
+        speed = f"{plain} {found['plain_tokens_per_second']:.1f} tokens/s"
+        lines.append(f"{speed}, ratio {found['ratio']:.2f}, identical: {same}")
+        if eager is not None:
+            lines.append(f"plain, not compiled, {eager:.1f} tokens/s, ratio {found['ratio_to_eager']:.2f}")
     return lines

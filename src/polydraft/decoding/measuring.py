@@ -178,14 +178,14 @@ def rising(sizes: Iterable[int], seconds: Sequence[float]) -> dict[int, float]:
     return {size: min(s for other, s in found.items() if other >= size) for size in found}
 
 
-def timed(action: Callable[[], object], *, device: torch.device) -> float:
-    """Seconds until all its work is done.
+def works_alone(device: torch.device) -> bool:
+    """Whether the thread that decodes does all of the work: its CPU time then leaves out what others do."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
 
-    Where this thread does all of the work they are its own CPU time, so that others which take turns with it
-    on a core are not counted.
-    """
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter
+
+def timed(action: Callable[[], object], *, device: torch.device) -> float:
+    """Seconds until all its work is done; CPU time where this thread does all of it."""
+    clock = time.thread_time if works_alone(device) else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = clock()
