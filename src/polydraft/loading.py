@@ -94,6 +94,15 @@ def set_threads(threads: int | None) -> str:
     return f"{torch.get_num_threads()} CPU threads, torch's own choice on {cores} cores"
 
 
+def source_of(name: str, *, on_progress: OnProgress | None = None) -> str:
+    """The folder, or the hub id perhaps with its revision, that the model called `name` is loaded from.
+
+    Args:
+        name, on_progress: as of `load_model`.
+    """
+    return str(embedded_model(on_progress=on_progress)) if name == EMBEDDED else resolve(name, what="model")
+
+
 def load_model(
     name: str,
     *,
@@ -113,7 +122,7 @@ def load_model(
     Raises:
         InputError: nothing can be loaded under `name`; one line says why.
     """
-    source = str(embedded_model(on_progress=on_progress)) if name == EMBEDDED else resolve(name, what="model")
+    source = source_of(name, on_progress=on_progress)
     with one_line_errors(name, what="model"):
         source, revision = pinned(source)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)

@@ -61,6 +61,7 @@ class TestRecipe:
             "max_new_tokens": 12,
             "max_prompt_tokens": 256,
             "batch_size": 2,
+            "engine": "transformers",
             "loop_passages": 3,
             "seed": 0,
             "runs": [{"prompts": "a.jsonl", "command": "polydraft collect", "versions": versions()}],

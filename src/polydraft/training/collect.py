@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +31,7 @@ from polydraft.training.shards import (
     without_loop,
 )
 from polydraft.training.temperatures import check_temperatures, in_turn, sampling_arguments
+from polydraft.training.vllm_text import ENGINES, Batch, check_engine, check_settings, vllm_writer
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ class CollectOptions:
         max_new_tokens: tokens written after each prompt, at most.
         max_prompt_tokens: longer prompts keep their last tokens.
         batch_size: prompts per batch, and rows per shard.
+        engine: what writes, one of `vllm_text.ENGINES`.
         loop_passages: of a loop that a text ends in, how many times its passage is kept; 0 keeps all.
         seed: fixes the order of the prompts and what is sampled.
     """
@@ -52,6 +54,7 @@ class CollectOptions:
     max_new_tokens: int = 144
     max_prompt_tokens: int = 256
     batch_size: int = 96
+    engine: str = ENGINES[0]
     loop_passages: int = 3
     seed: int = 0
 
@@ -59,6 +62,7 @@ class CollectOptions:
         for name in ("max_new_tokens", "max_prompt_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_engine(self.engine)
         if self.loop_passages < 0:
             raise InputError(f"loop_passages must be 0 or more, got {self.loop_passages}")
         check_temperatures(self.temperatures)
@@ -144,7 +148,7 @@ def batches(
 @torch.inference_mode()
 def write_batch(
     model: PreTrainedModel,
-    batch: Sequence[tuple[list[int], dict[str, Any]]],
+    batch: Batch,
     *,
     temperature: float | Sequence[float],
     max_new_tokens: int,
@@ -167,13 +171,24 @@ def write_batch(
         pad_token_id=pad_token_id,
         **sampling_arguments(temperatures, model.device),
     )
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
+    return rows_of(batch, out[:, width:].tolist(), ends=end_tokens(model), temperatures=temperatures)
+
+
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """Ids of the tokens that end a text; empty for a model that knows none."""
+    found = None if model.generation_config is None else model.generation_config.eos_token_id
+    return set() if found is None else set(found if isinstance(found, list) else [found])
+
+
+def rows_of(
+    batch: Batch, texts: Sequence[Sequence[int]], *, ends: set[int], temperatures: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Rows of a shard, in the order given: each prompt and what was written after it, up to an end token."""
     rows = []
-    for (ids, row), line, own in zip(batch, out[:, width:].tolist(), temperatures, strict=True):
+    for (ids, row), line, own in zip(batch, texts, temperatures, strict=True):
         stop = next((i + 1 for i, token in enumerate(line) if token in ends), len(line))
         rows.append(
-            {"input_ids": ids + line[:stop], "prompt_length": len(ids), "temperature": own}
+            {"input_ids": ids + list(line[:stop]), "prompt_length": len(ids), "temperature": own}
             | ({"kind": row["kind"]} if "kind" in row else {})
         )
     return rows
@@ -205,6 +220,7 @@ def collect(
     out: Path,
     *,
     options: CollectOptions,
+    source: str = "",
     worker: tuple[int, int] = (0, 1),
     run: dict[str, Any] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
@@ -213,13 +229,15 @@ def collect(
     """Write all shards that `out` lacks; returns the number of tokens written in this call.
 
     Args:
+        source: folder or hub id of `model`, for an engine that loads it itself.
         worker: (i, m): this process takes every m-th batch, beginning with the i-th.
         run: what to record of this call in `recipe.json` (prompts file, command).
         on_progress: called with (batches done, batches in all, tokens written so far).
         on_note: told what the folder holds, when all shards are there.
 
     Raises:
-        InputError: `out` holds shards of another recipe, or no prompt is left, or one is too long.
+        InputError: `out` holds shards of another recipe, or no prompt is left, or one is too long; or the
+            engine cannot write this model's text.
     """
     rows = list(prompts)
     work = batches(rows, tokenizer, options, rows=embedding_rows(model))
@@ -229,18 +247,12 @@ def collect(
     out.mkdir(parents=True, exist_ok=True)
     record_recipe(out, make_recipe(model, tokenizer, rows, asdict(options)), run or {})
     mine = range(worker[0], len(work), worker[1])
+    write = _writer(model, tokenizer, options, source=source, longest=longest + options.max_new_tokens)
     written = 0
     for done, index in enumerate(mine, start=1):
         shard = shard_path(out, index)
         if not shard.exists():
-            torch.manual_seed(options.seed * 1_000_003 + index)
-            texts = write_batch(
-                model,
-                work[index],
-                temperature=turns[index],
-                max_new_tokens=options.max_new_tokens,
-                pad_token_id=pad_token(tokenizer),
-            )
+            texts = write(work[index], turns[index], options.seed * 1_000_003 + index)
             texts = [without_loop(row, passages=options.loop_passages) for row in texts]
             write_atomic(shard, "".join(json.dumps(row) + "\n" for row in texts))
             written += sum(len(row["input_ids"]) - row["prompt_length"] for row in texts)
@@ -249,3 +261,40 @@ def collect(
     summary = conclude(out, shards=len(work), documents=sum(map(len, work)))
     on_note("other workers are still writing" if summary is None else describe_summary(summary))
     return written
+
+
+def _writer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: CollectOptions,
+    *,
+    source: str,
+    longest: int,
+) -> Callable[[Batch, Sequence[float], int], list[dict[str, Any]]]:
+    """(a batch of prompts, the temperature of each, seed) -> its rows, by the engine of `options`."""
+    if options.engine == "vllm":
+        check_settings(model.generation_config)
+        ends = end_tokens(cast(Any, model).cpu())  # an accelerator's memory is the engine's
+        continued = vllm_writer(
+            source,
+            dtype=str(model.dtype).removeprefix("torch."),
+            ends=ends,
+            longest=longest,
+            rows=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+        )
+        return lambda batch, temperatures, seed: rows_of(
+            batch, continued(batch, temperatures, seed), ends=ends, temperatures=temperatures
+        )
+
+    def write(batch: Batch, temperatures: Sequence[float], seed: int) -> list[dict[str, Any]]:
+        torch.manual_seed(seed)
+        return write_batch(
+            model,
+            batch,
+            temperature=temperatures,
+            max_new_tokens=options.max_new_tokens,
+            pad_token_id=pad_token(tokenizer),
+        )
+
+    return write
