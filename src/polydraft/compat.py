@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 from transformers.masking_utils import create_causal_mask
 
 NAMES = ("cache", "past_key_values")
@@ -91,6 +92,11 @@ def has_cpp_compiler() -> bool:
     except InvalidCxxCompiler:
         return False
     return True
+
+
+def prefix_function(processor: PrefixConstrainedLogitsProcessor) -> Callable[[int, Tensor], list[int]]:
+    """The `prefix_allowed_tokens_fn` that a processor was made with."""
+    return processor._prefix_allowed_tokens_fn
 
 
 def tensors_within(nested: Any) -> list[Tensor]:

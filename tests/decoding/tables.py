@@ -276,8 +276,8 @@ class WatchedEngine(Engine):
         super().__init__(*args, **options)
         self.seen: Counter[tuple[int, int]] = Counter()
 
-    def verify(self, row: Row, draft: Draft, logits: Tensor, best: Any = None) -> Kept:
-        kept = super().verify(row, draft, logits, best)
+    def verify(self, row: Row, draft: Draft, logits: Tensor, *rest: Any) -> Kept:
+        kept = super().verify(row, draft, logits, *rest)
         self.seen[len(draft.tokens), len(kept.path)] += 1
         return kept
 

@@ -176,12 +176,10 @@ class TestPlantedFaults:
         class Dropping(WatchedEngine):
             """After a refusal at position 2 or later goes on from the last accepted draft."""
 
-            def verify(self, row: Row, draft: Draft, logits: Tensor, best: Any = None) -> Kept:
-                kept = super().verify(row, draft, logits, best)
-                accepted = len(kept.path)
-                if 0 < accepted < len(draft.tokens):
-                    return Kept(range(accepted - 1), draft.tokens[accepted - 1])
-                return kept
+            def verify(self, row: Row, draft: Draft, logits: Tensor, *rest: Any) -> Kept:
+                kept = super().verify(row, draft, logits, *rest)
+                refused = 0 < len(kept.path) < len(draft.tokens)
+                return kept._replace(token=None) if refused else kept
 
         self.check_caught(case, engine_class=Dropping)
 

@@ -63,16 +63,17 @@ FAULTS: dict[type[BaseException], Callable[[], None]] = {
 
 
 class Fuse:
-    """Counts its calls, and does `fault` at the one called `at`, counted from 1."""
+    """Counts its calls, and does `fault` at number `at`, counted from 1; `stays`: and at all later ones."""
 
-    def __init__(self, fault: Callable[[], None], *, at: int) -> None:
+    def __init__(self, fault: Callable[[], None], *, at: int, stays: bool = False) -> None:
         self._fault = fault
         self._left = at
+        self._stays = stays
 
     def burn(self) -> None:
         """Count."""
         self._left -= 1
-        if self._left == 0:
+        if self._left == 0 or (self._stays and self._left < 0):
             self._fault()
 
 
@@ -92,8 +93,9 @@ class Streamer:
 class Processor(LogitsProcessor):
     """Changes nothing, until it fails."""
 
-    def __init__(self, fuse: Fuse) -> None:
+    def __init__(self, fuse: Fuse, *, stateless: bool = False) -> None:
         self._fuse = fuse
+        self.stateless = stateless
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         self._fuse.burn()
@@ -160,6 +162,7 @@ def heads(model: PreTrainedModel, texts: list[Tensor]) -> dict[str, DraftHead]:
 PLACES: dict[str, Callable[[Fuse], dict[str, Any]]] = {
     "streamer": lambda fuse: {"streamer": Streamer(fuse)},
     "processor": lambda fuse: {"logits_processor": LogitsProcessorList([Processor(fuse)])},
+    "stateless": lambda fuse: {"logits_processor": LogitsProcessorList([Processor(fuse, stateless=True)])},
     "criterion": lambda fuse: {"stopping_criteria": StoppingCriteriaList([Criterion(fuse)])},
 }
 
@@ -174,7 +177,8 @@ class TestOneText:
     """Row 2: its prompt is longer than the window."""
 
     @pytest.mark.parametrize(
-        ("place", "at", "error"), in_turn(*((place, at) for at in (1, 2, 5, 8) for place in PLACES))
+        ("place", "at", "error"),
+        in_turn(*((place, at) for at in (1, 2, 5, 8) for place in ("streamer", "processor", "criterion"))),
     )
     def test_what_the_caller_hands_in_fails(
         self, place: str, at: int, error: type[BaseException], kind: str
@@ -228,7 +232,10 @@ class TestACacheOfTheCallers:
     """It holds the first 22 tokens of a text, more than the window, when the continuation fails."""
 
     @pytest.mark.parametrize(
-        ("place", "at", "error"), in_turn(*((place, at) for place in (*PLACES, "layer") for at in (1, 2, 6)))
+        ("place", "at", "error"),
+        in_turn(
+            *((place, at) for place in ("streamer", "processor", "criterion", "layer") for at in (1, 2, 6))
+        ),
     )
     def test_is_as_it_was(self, place: str, at: int, error: type[BaseException]) -> None:
         model, _, texts = known(KIND)
@@ -256,12 +263,13 @@ class TestACacheOfTheCallers:
 
 @pytest.mark.parametrize(
     ("place", "at", "error"),
-    in_turn(*((place, at) for place in ("processor", "criterion", "layer") for at in (1, 3, 9))),
+    in_turn(*((place, at) for place in ("stateless", "criterion", "layer") for at in (1, 3, 9))),
 )
 def test_a_batch(place: str, at: int, error: type[BaseException]) -> None:
+    """What a processor raises on a draft is raised when the text comes to it."""
     model, prompts, texts = known(KIND)
     head, before = oracle_of_many(model, texts[:5]), hooks(model)
-    fuse = Fuse(FAULTS[error], at=at)
+    fuse = Fuse(FAULTS[error], at=at, stays=place == "stateless")
     given = PLACES[place](fuse) if place in PLACES else {}
     with burning(decoder_layers(model, upto=2)[1], fuse if place == "layer" else Fuse(fail, at=0)):
         fails(error, lambda: drafted(model, head, prompts[:5], **given))
@@ -313,7 +321,7 @@ def test_a_generation_leaves_no_cache_behind(
             if error is None:
                 drafted(model, head, prompts[:rows])
             else:
-                given = PLACES["processor"](Fuse(FAULTS[error], at=4))
+                given = PLACES["stateless"](Fuse(FAULTS[error], at=4, stays=True))
                 fails(error, lambda given=given: drafted(model, head, prompts[:rows], **given))  # type: ignore[misc]
         assert len(caches) == 4  # the model's and the block's
         assert [cache for cache in caches if cache() is not None] == []

@@ -51,7 +51,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "hidden states": ({"output_hidden_states": True}, "output_hidden_states is not supported"),
     "no cache": ({"use_cache": False}, "needs the cache: leave use_cache on"),
     "static cache": ({"cache_implementation": "static"}, "StaticCache cannot be rolled back"),
-    "guidance": ({"guidance_scale": 2.0}, "guidance_scale runs the model a second time"),
     "contrastive": ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha asks for another decoding method"),
     "dola": ({"dola_layers": "low"}, "dola_layers asks for another decoding method"),
     "hole": ({"attention_mask": torch.tensor([[1, 0, 1, 1]])}, "left padding only"),

@@ -54,6 +54,6 @@ class SteppedBatch:
 
     def _grow(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            row.emit([LETTER], [0])
+            row.emit(LETTER, 0)
             if row.finished:
                 self.active.remove(row)

@@ -13,7 +13,8 @@ result is distributed as M_b. On average at least as many drafts are kept as tok
 that is likelier under M_b than under M_s cannot make up for the one before it.
 
 Drafts that end early, at a limit or where nothing can be drafted, are a block of m < n: where they end
-depends on the tokens before alone, as if what followed were a token that the base model never says.
+depends on the tokens before alone, as if what followed were a token that the base model never says. So do
+drafts whose last is an end token: the text ends with it, and nothing is asked of the row after it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from polydraft.decoding.verify import Verified, draw, excess, happens
+from polydraft.decoding.verify import Settle, Verified, draw, excess, happens, never_ends, ratio
 
 
 def chance_to_keep(path: float, more: float) -> float:
@@ -43,13 +44,17 @@ def verify_block(
     draft_ids: Tensor,
     *,
     generator: torch.Generator | None = None,
+    settle: Settle = never_ends,
 ) -> Verified:
     """Block verification; see the module's docstring. Arguments as of `verify_sampled`.
 
     Args:
         target_row: s -> M_b after the first s drafts, probabilities (V,); asked in order, and never
             beyond a draft that M_b rules out.
+        settle: see `Settle`; it is told when all drafts are judged, since none is certain before.
     """
+    if not drafts:
+        return Verified(0, draw(target_row(0), generator))
     accepted, path = 0, 1.0
     weights: list[Tensor] = []  # entry i: of the next token, should it follow i drafts
     for i, draft in enumerate(drafts):
@@ -59,10 +64,14 @@ def verify_block(
         weights.append(rest if more > 0 else target)
         if i and happens(chance_to_keep(path, more), generator, target.device):
             accepted = i
-        path = min(1.0, path * float(target[draft]) / float(row[draft_index[i]]))
+        path = min(1.0, path * ratio(float(target[draft]), float(row[draft_index[i]])))
         if path == 0:
-            return Verified(accepted, draw(weights[accepted], generator))
-    target = target_row(len(drafts))
-    if not drafts or happens(path, generator, target.device):
-        return Verified(len(drafts), draw(target, generator))
+            break
+    if path > 0 and happens(path, generator, target.device):
+        accepted = len(drafts)
+    for kept in range(accepted):
+        if settle(kept):
+            return Verified(kept + 1, None)
+    if accepted == len(drafts):
+        weights.append(target_row(accepted))
     return Verified(accepted, draw(weights[accepted], generator))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -43,6 +43,10 @@ class Draft(NamedTuple):
             node = self.parents[node]
         return out[::-1]
 
+    def before_it(self, node: int) -> int:
+        """The index of the draft before draft `node`, -1 for the pending token."""
+        return node - 1 if self.parents is None else self.parents[node]
+
     @property
     def depths(self) -> list[int]:
         """How far each token lies behind the pending one, from 1."""
@@ -55,14 +59,21 @@ class Draft(NamedTuple):
         if count is None or count >= len(self.tokens) or self.parents is not None:
             return self
         index, rows = (None if x is None else x[:count] for x in (self.draft_index, self.log_rows))
-        return Draft(self.tokens[:count], index, rows)
+        return self._replace(tokens=self.tokens[:count], draft_index=index, log_rows=rows)
+
+    def until(self, ends: Collection[int]) -> Draft:
+        """The chain up to its first end token, which it keeps; of a tree all."""
+        return self.first(next((at + 1 for at, token in enumerate(self.tokens) if token in ends), None))
 
 
 class Kept(NamedTuple):
-    """The drafts at the indices `path` stay, then comes `token`: a correction, or a bonus."""
+    """The drafts at the indices `path` stay, then comes `token`: a correction, or a bonus.
+
+    The token is None where the text ends with the drafts.
+    """
 
     path: Sequence[int]
-    token: int
+    token: int | None
 
 
 def grown(trees: Sequence[DraftTree], draft_ids: Tensor) -> list[Draft]:
@@ -80,6 +91,10 @@ def grown(trees: Sequence[DraftTree], draft_ids: Tensor) -> list[Draft]:
 def split(chain: Chain, draft_ids: Tensor) -> list[Draft]:
     """A batch of chains as the drafts of its rows."""
     tokens = draft_ids[chain.tokens].tolist()
+    lengths = [None] * len(tokens) if chain.lengths is None else chain.lengths.tolist()
     if chain.log_rows is None:
-        return [Draft(row) for row in tokens]
-    return [Draft(row, chain.tokens[b], chain.log_rows[b]) for b, row in enumerate(tokens)]
+        return [Draft(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+    return [
+        Draft(row, chain.tokens[b], chain.log_rows[b]).first(length)
+        for b, (row, length) in enumerate(zip(tokens, lengths, strict=True))
+    ]

@@ -11,14 +11,24 @@ from transformers import LogitsProcessorList
 
 from polydraft.decoding.block import verify_block
 from polydraft.decoding.drafts import Draft, Kept, grown, split
+from polydraft.decoding.noise import GumbelNoise
 from polydraft.decoding.policy import Fixed, Policy
-from polydraft.decoding.processing import draft_warp, of_row, target_scores
+from polydraft.decoding.processing import Drafting, draft_warp, of_row, target_scores
 from polydraft.decoding.requests import check_components
 from polydraft.decoding.row import Row
+from polydraft.decoding.stateless import for_drafts
 from polydraft.decoding.tree import choose_tree
 from polydraft.decoding.tree_drawn import draw_tree
 from polydraft.decoding.tree_verify import verify_tree
-from polydraft.decoding.verify import draw, verify_chosen, verify_sampled
+from polydraft.decoding.verify import (
+    Settle,
+    check_drawable,
+    draw,
+    never_ends,
+    probabilities,
+    verify_chosen,
+    verify_sampled,
+)
 from polydraft.heads import DraftHead
 from polydraft.joint import JointDistribution, LatentMixture
 from polydraft.modes import VERIFICATION, check_modes
@@ -31,7 +41,7 @@ class Engine:
     """A head, and the rules of one generation.
 
     Args:
-        head: attached to the base model. processors: applied to p and q alike.
+        head: attached to the base model. processors: applied to p, and to q where `stateless` allows.
         do_sample: sample, else take argmaxes. generator: source of randomness, torch's own if None.
         verification: of sampled drafts, "token" (rejection sampling, one by one) or "block".
         drafting: "chain", "tree" (several continuations, checked together), or, greedy alone, "components"
@@ -72,31 +82,37 @@ class Engine:
         self.copying = copying
         self.keep_scores = keep_scores
         self.keep_logits = keep_logits
-        self._of_row: dict[int, LogitsProcessorList] = {}
 
-    def scores(self, row: Row, drafted: Sequence[int], logits: Tensor) -> Tensor:
-        """The processed row (V,) behind the text of `row` and `drafted`; raw `logits` (V,)."""
-        prefix, processors = row.ids, self.of(row)
+    def scores(self, row: Row, text: Tensor, drafted: Sequence[int], logits: Tensor) -> Tensor:
+        """The processed row (V,) of `row` behind `text` (1, L) and `drafted`; raw `logits` (V,)."""
+        processors = self.of(row)
         if drafted and processors:
-            prefix = torch.cat([prefix, prefix.new_tensor([list(drafted)])], dim=-1)
-        return target_scores(processors, prefix, logits)
+            text = torch.cat([text, text.new_tensor([list(drafted)])], dim=-1)
+        return target_scores(processors, text, logits)
 
     def of(self, row: Row) -> LogitsProcessorList:
         """The processors of one row."""
-        if row.processors is not None:
-            return row.processors
-        if row.index not in self._of_row:
-            self._of_row[row.index] = of_row(self.processors, row.index)
-        return self._of_row[row.index]
+        if row.processors is None:
+            row.processors = of_row(self.processors, row.index, prompt_length=row.prompt_length)
+        return row.processors
 
     def first(self, row: Row, logits: Tensor) -> int:
         """The token after the prompt, from its last row (V,)."""
-        scores = self.scores(row, [], logits)
-        self._note(row, [(scores, logits)])
-        token = draw(scores.softmax(-1), self.generator) if self.do_sample else int(scores.argmax())
+        scores = self.scores(row, row.ids, [], logits)
+        self._note(row, scores, logits)
+        token = self._choose(row, scores)
         if row.tracer is not None:
             row.tracer.first(token, logits)
         return token
+
+    def _choose(self, row: Row, scores: Tensor) -> int:
+        """The next token of `row` by its processed row (V,), as plain decoding has it."""
+        if self.do_sample:
+            return draw(probabilities(scores), self.generator)
+        processors = self.of(row)
+        if processors and isinstance(processors[-1], GumbelNoise):
+            check_drawable(scores)  # the likeliest under noise is a draw
+        return int(scores.argmax())
 
     def looks_at(self, row: Row) -> bool:
         """Whether more is needed of the rows behind it than where they are largest."""
@@ -105,7 +121,7 @@ class Engine:
     def draft(self, joint: JointDistribution, rows: Sequence[Row], count: int, depth: int) -> list[Draft]:
         """At most `count` drafts for each of `rows`, from the head's joint `depth` tokens ahead."""
         config, ids = self.head.config, self.head.draft_ids
-        warp = draft_warp([self.of(row) for row in rows], [row.ids for row in rows], ids, config.vocab_size)
+        warp = draft_warp([self._drafting(row) for row in rows], ids, config.vocab_size)
         if self.drafting == "tree":
             if not self.do_sample:
                 return grown(choose_tree(joint, nodes=count, depth=depth, warp=warp), ids)
@@ -118,63 +134,84 @@ class Engine:
             chain = cast(LatentMixture, joint).best_components(warp=warp)
         else:
             chain = joint.argmax(warp=warp, length=limit)
-        return [draft.first(limit) for draft in split(chain, ids)]
+        drafts = [draft.first(limit) for draft in split(chain, ids)]
+        return [draft.until(row.end_tokens) for row, draft in zip(rows, drafts, strict=True)]
+
+    def _drafting(self, row: Row) -> Drafting:
+        """What shapes the drafts of one row."""
+        if row.drafting is None:
+            row.drafting = for_drafts(self.of(row))
+        return Drafting(row.drafting, row.ids, row.end_tokens)
 
     def no_drafts(self) -> Draft:
         """Where there is room for one token only, or drafting does not pay."""
         return Draft([])
 
-    def verify(self, row: Row, draft: Draft, logits: Tensor, best: Sequence[int] | None = None) -> Kept:
+    def verify(
+        self,
+        row: Row,
+        draft: Draft,
+        logits: Tensor,
+        best: Sequence[int] | None = None,
+        settle: Settle = never_ends,
+    ) -> Kept:
         """Check `draft` behind `row` against the base model's rows `logits` (m + 1, V).
+
+        Processors are asked for the rows of the text as plain decoding asks them: once each, in their order,
+        and not after the text ends. Block verification alone asks ahead, so `check_processors` keeps those
+        that may mind from it.
 
         Args:
             best: their argmaxes, where nothing but them is needed.
+            settle: called for each draft that is kept, as soon as that is certain; True ends the text.
         """
+        text = row.ids  # which grows meanwhile, as drafts are kept
         seen: dict[int, Tensor] = {}
 
         def scores(column: int) -> Tensor:
             if column not in seen:
-                seen[column] = self.scores(row, draft.before(column), logits[column])
+                seen[column] = self.scores(row, text, draft.before(column), logits[column])
             return seen[column]
 
         def choose(column: int) -> int:
-            if best is not None:
-                return best[column]
-            found = scores(column)
-            return draw(found.softmax(-1), self.generator) if self.do_sample else int(found.argmax())
+            return self._choose(row, scores(column)) if best is None else best[column]
 
+        def target(column: int) -> Tensor:
+            return probabilities(scores(column))
+
+        def note(column: int) -> None:
+            if self.keep_scores or self.keep_logits:
+                self._note(row, scores(column), logits[column])
+
+        def settled(node: int) -> bool:
+            note(draft.before_it(node) + 1)
+            return settle(node)
+
+        tokens, ids = draft.tokens, self.head.draft_ids
         if draft.tree is not None:
-            kept = Kept(
-                *verify_tree(
-                    lambda column: scores(column).softmax(-1),
-                    draft.tokens,
-                    draft.tree,
-                    self.head.draft_ids,
-                    generator=self.generator,
-                )
-            )
+            found = verify_tree(target, tokens, draft.tree, ids, generator=self.generator, settle=settled)
+            kept = Kept(*found)
         elif draft.log_rows is None:
-            kept = Kept(*verify_chosen(choose, draft.tokens, draft.parents))
+            kept = Kept(*verify_chosen(choose, tokens, draft.parents, settle=settled))
         else:
             assert draft.draft_index is not None
             accepted, token = SAMPLED[self.verification](
-                lambda s: scores(s).softmax(-1),
-                draft.tokens,
+                target,
+                tokens,
                 draft.draft_index,
                 draft.log_rows,
-                self.head.draft_ids,
+                ids,
                 generator=self.generator,
+                settle=settled,
             )
             kept = Kept(range(accepted), token)
-        if self.keep_scores or self.keep_logits:
-            columns = [0, *(node + 1 for node in kept.path)]
-            self._note(row, [(scores(s), logits[s]) for s in columns])
+        if kept.token is not None:
+            note(kept.path[-1] + 1 if kept.path else 0)
         return kept
 
-    def _note(self, row: Row, found: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Leave with `row` what its next tokens come from; more than it takes is cut off in the end."""
-        for scores, logits in found:
-            if self.keep_scores:
-                row.scores.append(scores)
-            if self.keep_logits:
-                row.logits.append(logits.to(copy=True, dtype=torch.float32))
+    def _note(self, row: Row, scores: Tensor, logits: Tensor) -> None:
+        """Leave with `row` what its next token comes from, where asked for."""
+        if self.keep_scores:
+            row.scores.append(scores)
+        if self.keep_logits:
+            row.logits.append(logits.to(copy=True, dtype=torch.float32))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import (
@@ -22,14 +24,17 @@ from transformers.generation.logits_process import (
 )
 
 from polydraft.decoding.engine import Engine
+from polydraft.decoding.grammar import check_grammars
 from polydraft.decoding.loop import Loop
 from polydraft.decoding.noise import GumbelNoise
 from polydraft.decoding.penalties import OccurrencePenalty
 from polydraft.decoding.plan import Plan
+from polydraft.decoding.processing import of_row
 from polydraft.decoding.refusals import longest_text, refuse_batch, refuse_model
 from polydraft.decoding.row import Row
+from polydraft.decoding.stateless import describe, keeping_state
 from polydraft.decoding.trace import Tracer
-from polydraft.errors import InputError
+from polydraft.errors import InputError, PolydraftError
 from polydraft.heads import DraftHead
 from polydraft.modes import VERIFICATION
 
@@ -43,20 +48,17 @@ class LiveRow(Row):
         criteria: StoppingCriteriaList,
         *,
         device: torch.device,
-        end_tokens: Collection[int],
         processors: LogitsProcessorList,
         drafted: bool,
         tracer: Tracer | None,
     ) -> None:
         ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
         super().__init__(ids, criteria, processors=processors, drafted=drafted, tracer=tracer)
-        self.prompt_length = len(prompt)
-        self._end_tokens = frozenset(end_tokens)
 
     @property
     def ended(self) -> bool:
         """Whether its last token ends a text, so that it has not just been cut."""
-        return bool(self.origins) and int(self.ids[0, -1]) in self._end_tokens
+        return bool(self.origins) and int(self.ids[0, -1]) in self.end_tokens
 
 
 def new_row(
@@ -73,6 +75,7 @@ def new_row(
     frequency_penalty: float = 0.0,
     presence_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
+    logits_processor: Sequence[Any] = (),
     seed: int = 0,
     choice: int = 0,
     drafted: bool = True,
@@ -86,6 +89,8 @@ def new_row(
         temperature: 0 takes the likeliest token; else `GumbelNoise` of `seed`, prompt and `choice` decides.
         top_p, top_k, min_p, repetition_penalty, logit_bias: as transformers' processors; 1, 0, 0, 1 for none.
         frequency_penalty, presence_penalty: see `OccurrencePenalty`.
+        logits_processor: further processors, of this text alone, called after penalties and before
+            `temperature`; see `polydraft.decoding.stateless`.
         drafted: False decodes this text plainly.
         trace: keep a `TokenTrace` of every token, with so many of the likeliest; None keeps none.
 
@@ -107,6 +112,8 @@ def new_row(
         processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
     if frequency_penalty or presence_penalty:
         processors.append(OccurrencePenalty(frequency_penalty, presence_penalty, behind=len(prompt)))
+    check_grammars(logits_processor, rows=1)
+    processors += of_row(LogitsProcessorList(logits_processor), 0, prompt_length=len(prompt))
     if temperature:
         processors += _sampling(temperature, top_p=top_p, top_k=top_k, min_p=min_p)
         processors.append(GumbelNoise(seed, prompt=prompt, choice=choice))
@@ -117,7 +124,6 @@ def new_row(
         prompt,
         criteria,
         device=device,
-        end_tokens=end_tokens,
         processors=processors,
         drafted=drafted,
         tracer=None if trace is None else Tracer(trace),
@@ -141,11 +147,17 @@ def _sampling(temperature: float, *, top_p: float, top_k: int, min_p: float) -> 
 class LiveBatch:
     """Decodes texts together that join and leave between cycles; each is what it would be alone.
 
-    Belongs to one thread.
+    Belongs to one thread. An error of one text, out of its processors, ends that text alone: when all others
+    have grown, `admit` or `step` raises it, the text has left, `failed`, and the batch goes on. Any other
+    error ends the batch: it is `dead`, and lets go of its texts, which another batch can go on with as they
+    are.
 
     Args:
         head: attached to `model`, or attachable. rows: how many texts at once.
         plan: how to draft; its costs are measured here, and the model compiled, where they are not yet.
+
+    Attributes:
+        dead: nothing more can be admitted.
 
     Raises:
         InputError: a model, head or plan that this does not take; says why.
@@ -180,6 +192,7 @@ class LiveBatch:
         self._open_trunk = plan.opener(model, head, rows=rows)
         self._taps = head.config.taps
         self._loop: Loop | None = None
+        self.dead = False
         self.rows = rows
         self.longest = longest_text(model)
 
@@ -197,42 +210,87 @@ class LiveBatch:
     def admit(self, rows: Sequence[LiveRow]) -> list[LiveRow]:
         """Read the prompts and write the first token of each; returns those that have ended with it.
 
+        If reading them fails, none is admitted, and those at work go on.
+
         Raises:
-            InputError: more than are free, or a text could outgrow the model; none is admitted.
+            InputError: more than are free, a text could outgrow the model, or a processor that may keep a
+                state belongs to another text too; none is admitted.
+            PolydraftError: the batch is dead.
+            Exception: what a processor raised; all but that text are admitted.
         """
+        self._check_alive()
         if len(rows) > self.free:
             raise InputError(
                 f"{len(rows)} texts for {self.free} free rows: admit them when others have ended"
             )
         for row in rows:
             self._check(row)
+        self._check_owners(rows)
         if not rows:
             return []
         trunk = self._open_trunk(taps=self._taps, rows=len(rows), longest=self.longest)
         with trunk:
             fresh = Loop(self._engine, rows, [row.ids[0] for row in rows], trunk)
-        if self._loop is None:
-            self._loop = fresh
-        elif fresh.active:
-            self._loop.join(fresh)
+        with self._or_dead():
+            if self._loop is None:
+                self._loop = fresh
+            elif fresh.active:
+                self._loop.join(fresh)
         self._forget()
+        fresh.raise_failure()
         return [row for row in rows if row.finished]
 
     @torch.no_grad()
     def step(self) -> list[Row]:
-        """One cycle: every text grows by 1 to n + 1 tokens; returns those that have ended and left."""
-        if self._loop is None:
+        """One cycle: every text grows by 1 to n + 1 tokens; returns those that have ended and left.
+
+        Raises:
+            PolydraftError: the batch is dead.
+            Exception: what a processor or the model raised; see above.
+        """
+        self._check_alive()
+        loop = self._loop
+        if loop is None:
             return []
-        with self._loop.trunk:
-            ended = self._loop.cycle()
+        with self._or_dead(), loop.trunk:
+            ended = loop.cycle()
         self._forget()
+        loop.raise_failure()
         return ended
 
     def drop(self, row: Row) -> None:
         """Take a text out of the work; nothing happens to one that has left it."""
         if self._loop is not None:
-            self._loop.drop(row)
+            with self._or_dead():
+                self._loop.drop(row)
             self._forget()
+
+    @contextmanager
+    def _or_dead(self) -> Iterator[None]:
+        """An error in here leaves the states of some texts changed and of others not: none is kept."""
+        try:
+            yield
+        except BaseException:
+            self.dead, self._loop = True, None
+            raise
+
+    def _check_alive(self) -> None:
+        if self.dead:
+            raise PolydraftError(
+                "this batch has failed in an earlier step and holds no text any more: admit them to a new one"
+            )
+
+    def _check_owners(self, rows: Sequence[LiveRow]) -> None:
+        """A processor that may keep a state belongs to one text."""
+        owned: set[int] = set()
+        for row in [*self.active, *rows]:
+            for processor in keeping_state(row.processors or ()):
+                if id(processor) in owned:
+                    raise InputError(
+                        f"{describe(processor)} may keep a state of its own, which two texts would mix up: "
+                        "make one for each, or set its attribute stateless = True if it keeps none"
+                    )
+                owned.add(id(processor))
 
     def _forget(self) -> None:
         """Let go of the states when nobody is left."""

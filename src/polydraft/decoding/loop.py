@@ -12,7 +12,8 @@ Rows of a batch accept different numbers of drafts, a row that ends leaves the w
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -49,8 +50,10 @@ def run(
     began = time.perf_counter()
     with trunk:
         loop = Loop(engine, rows, prompts, trunk, adapted=adapted)
+        loop.raise_failure()
         while loop.active:
             loop.cycle()
+            loop.raise_failure()
         trunk.end()
     loop.statistics.seconds = time.perf_counter() - began
     return loop.statistics
@@ -60,6 +63,10 @@ class Loop:
     """Rows at work: what the trunk holds of their texts, and what the head was told of them.
 
     Made inside the trunk, it reads the prompts and gives every row its first token.
+
+    What a processor or criterion of one row raises, or that nothing can be drawn there, ends that row alone:
+    it leaves, `failed`, and the others are what they would be without it. Any other error leaves the loop in
+    the middle of a cycle, from where it must not go on.
 
     Args:
         as of `run`.
@@ -81,20 +88,43 @@ class Loop:
         self.trunk = trunk
         self.statistics = DecodingStatistics()
         self.active = list(rows)
+        self._error: Exception | None = None
         self._follower = Follower(engine.head, adapted, rows=len(rows))
         logits = trunk.prefill(prompts)
         for row, last in zip(self.active, logits, strict=True):
-            row.emit([engine.first(row, last)], [0])
+            with self._own(row):
+                row.emit(engine.first(row, last), 0)
         self._follower.begin(self.active, prompts, trunk.hidden)
         self._leave()
 
     def cycle(self) -> list[Row]:
-        """Draft, check, keep; returns the rows that have ended, which leave the work."""
+        """Draft, check, keep; returns the rows that have ended, which leave the work, as failed ones do."""
         started = time.perf_counter()
         drafts, joint = self._drafts()
         self.statistics.drafting_seconds += time.perf_counter() - started
         self._check(drafts, joint)
         return self._leave()
+
+    def raise_failure(self) -> None:
+        """Raise what has ended rows in the last cycle, if anything: the first error, others as its notes."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # no cycle through this frame: the states go with the last reference
+
+    @contextmanager
+    def _own(self, row: Row) -> Iterator[None]:
+        """Errors in here are those of `row` alone; `raise_failure` raises them when the cycle is through."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001
+            row.failed = True
+            if self._error is None:
+                self._error = error
+            else:
+                self._error.add_note(f"another text of the batch failed too: {error!r}")
 
     def join(self, other: Loop) -> None:
         """Take in the rows of another loop of the same engine, model and kind of trunk."""
@@ -107,10 +137,11 @@ class Loop:
         self._go_on([at for at, other in enumerate(self.active) if other is not row])
 
     def _leave(self) -> list[Row]:
-        """Let the rows that have ended leave, and return them."""
-        ended = [row for row in self.active if row.finished]
-        if ended:
-            self._go_on([at for at, row in enumerate(self.active) if not row.finished])
+        """Let the rows that have ended or failed leave, and return the former."""
+        staying = [at for at, row in enumerate(self.active) if not (row.finished or row.failed)]
+        ended = [row for row in self.active if row.finished and not row.failed]
+        if len(staying) < len(self.active):
+            self._go_on(staying)
         return ended
 
     def _go_on(self, rows: Sequence[int]) -> None:
@@ -157,29 +188,48 @@ class Loop:
         simple = [not engine.looks_at(row) for row in active]
         best = logits.max(-1).indices.tolist() if any(simple) else []
 
-        paths, after = [], []
+        paths: list[list[int]] = [[] for _ in active]
         for at, (row, draft) in enumerate(zip(active, drafts, strict=True)):
-            kept = engine.verify(row, draft, logits[at], best[at] if simple[at] else None)
-            depths = draft.depths
-            run = [*(draft.tokens[node] for node in kept.path), kept.token]
-            if row.tracer is not None:
-                own = None if joint is None else joint.select(torch.tensor([at], device=joint.device))
-                known = engine.head.draft_index(ids.new_tensor(run))
-                row.tracer.step(draft, kept, logits[at], own, known)
-            taken = row.emit(run, [*(depths[node] for node in kept.path), 0])
-            counts = {"drafted": len(draft.tokens), "accepted": min(len(kept.path), taken)}
-            for statistics in (self.statistics, row.statistics):
-                statistics.count(**counts, depth=max(depths, default=0))
-            paths.append([0, *(node + 1 for node in kept.path)][:taken])
-            after.append(ids.new_tensor(run[:taken]))
+            own = None
+            if row.tracer is not None and joint is not None:
+                own = joint.select(torch.tensor([at], device=joint.device))
+            with self._own(row):
+                paths[at] = self._grow(row, draft, logits[at], best[at] if simple[at] else None, own)
         self._observe(drafts, paths)
         hidden = trunk.hidden
         trunk.keep(paths)
         self._follower.grow(
             [block[at, path] for at, path in enumerate(paths)],
             [hidden[at, path] for at, path in enumerate(paths)],
-            after,
+            [row.ids[0, row.ids.shape[1] - len(path) :] for row, path in zip(active, paths, strict=True)],
         )
+
+    def _grow(
+        self,
+        row: Row,
+        draft: Draft,
+        logits: Tensor,
+        best: Sequence[int] | None,
+        joint: JointDistribution | None,
+    ) -> list[int]:
+        """Emit what verification keeps of `draft` and the token behind it; the columns that the row keeps.
+
+        Args:
+            logits, best: of this row, as of `Engine.verify`. joint: of this row, if it is to be traced.
+        """
+        depths, head = draft.depths, self.engine.head
+        kept = self.engine.verify(
+            row, draft, logits, best, lambda node: row.emit(draft.tokens[node], depths[node])
+        )
+        run = [draft.tokens[node] for node in kept.path]
+        if kept.token is not None:
+            row.emit(kept.token, 0)
+            run.append(kept.token)
+        if row.tracer is not None:
+            row.tracer.step(draft, kept, logits, joint, head.draft_index(row.ids.new_tensor(run)))
+        for statistics in (self.statistics, row.statistics):
+            statistics.count(drafted=len(draft.tokens), accepted=len(kept.path), depth=max(depths, default=0))
+        return [0, *(node + 1 for node in kept.path)][: len(run)]
 
     def _observe(self, drafts: Sequence[Draft], paths: Sequence[Sequence[int]]) -> None:
         """Tell the policies what became of their drafts; one that wants none is told of that too."""
@@ -187,7 +237,7 @@ class Loop:
         pairs = [
             pair
             for pair, row in zip(zip(drafts, paths, strict=True), self.active, strict=True)
-            if row.drafted
+            if row.drafted and not row.failed
         ]
         for policy, copied in ((engine.policy, False), (engine.copying, True)):
             own = [(draft, path) for draft, path in pairs if draft.copied == copied]
@@ -214,7 +264,7 @@ def _copied(row: Row, most: int, room: int | None) -> Draft | None:
     if count <= 0:
         return None
     tokens = find_continuation(row.ids[0], n=count, ngram=LOOKUP_NGRAM).tolist()
-    return Draft(tokens, copied=True) if tokens else None
+    return Draft(tokens, copied=True).until(row.end_tokens) if tokens else None
 
 
 def block_parents(drafts: Sequence[Draft], width: int) -> list[list[int]] | None:

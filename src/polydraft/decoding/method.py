@@ -79,8 +79,8 @@ class Decoder:
         """
         refuse_model(model)
         check_request(generation_config, input_ids, model_kwargs)
-        check_processors(logits_processor)
         rows = input_ids.shape[0]
+        check_processors(logits_processor, rows=rows, verification=self.plan.verification)
         if self.streamer is not None and rows > 1:
             raise InputError("a streamer follows one text: leave it out of a batch")
         cache = check_cache(model_kwargs.get(CACHE), rows=rows)
@@ -132,7 +132,12 @@ class Decoder:
             self.streamer.put(input_ids.cpu())
         own: list[LogitsProcessorList | None] = [None] * rows
         if noises is not None:
-            own = [LogitsProcessorList([*of_row(logits_processor, at), noises[at]]) for at in range(rows)]
+            own = [
+                LogitsProcessorList(
+                    [*of_row(logits_processor, at, prompt_length=input_ids.shape[1]), noises[at]]
+                )
+                for at in range(rows)
+            ]
         texts_of = [
             Row(ids[None], stopping_criteria, self.streamer, index=at, processors=own[at])
             for at, ids in enumerate(input_ids)

@@ -61,6 +61,8 @@ class GumbelNoise(LogitsProcessor):
         InputError: no such seed.
     """
 
+    stateless = True
+
     def __init__(self, seed: int, *, prompt: Sequence[int], choice: int = 0, padding: int = 0) -> None:
         check_seed(seed)
         self._key = blake2b(pack(f"<{2 + len(prompt)}q", seed, choice, *prompt)).digest()

@@ -14,6 +14,8 @@ class OccurrencePenalty(LogitsProcessor):
         frequency, presence: any numbers; positive ones discourage. behind: tokens of the prompt.
     """
 
+    stateless = True
+
     def __init__(self, frequency: float, presence: float, *, behind: int) -> None:
         self._frequency = frequency
         self._presence = presence

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,30 +13,17 @@ from transformers import LogitsProcessorList
 from transformers.generation.logits_process import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    MinPLogitsWarper,
     PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
 
+from polydraft.compat import prefix_function
+from polydraft.decoding.grammar import as_mask
 from polydraft.decoding.noise import GumbelNoise
+from polydraft.decoding.stateless import is_pointwise, is_stateless, is_stateless_function
 from polydraft.joint import Warp
 
-POINTWISE = (
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    MinPLogitsWarper,
-    TypicalLogitsWarper,
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-)
-"""Warpers that look only at the values of a row: they need neither token ids nor the prefix."""
+logger = logging.getLogger("polydraft.decoding")
 
 
 def process(processors: LogitsProcessorList, ids: Tensor, scores: Tensor) -> Tensor:
@@ -52,17 +40,24 @@ def target_scores(processors: LogitsProcessorList, prefix: Tensor, logits: Tenso
     return process(processors, prefix, scores[None])[0]
 
 
-def of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:
-    """The processors for one row of a batch, which they see alone; those that know the batch are told."""
-    return LogitsProcessorList([_of_row(processor, row) for processor in processors])
+def of_row(processors: LogitsProcessorList, row: int, *, prompt_length: int) -> LogitsProcessorList:
+    """The processors for one row of a batch, which they see alone; those that know the batch are told.
+
+    Args:
+        prompt_length: tokens of its text that were given, padding included.
+    """
+    return LogitsProcessorList([_of_row(one, row, prompt_length) for one in processors])
 
 
-def _of_row(processor: Any, row: int) -> Any:
+def _of_row(processor: Any, row: int, prompt_length: int) -> Any:
+    mask = as_mask(processor, row, prompt_length=prompt_length)
+    if mask is not None:
+        return mask
+    if type(processor) is PrefixConstrainedLogitsProcessor:
+        return PrefixConstrainedLogitsProcessor(_OfRow(prefix_function(processor), row), 1)
+    if not is_stateless(processor):
+        return processor  # it is called as plain decoding calls it, which copies nothing
     alone = copy.copy(processor)
-    if isinstance(processor, PrefixConstrainedLogitsProcessor):
-        allowed = processor._prefix_allowed_tokens_fn
-        alone._prefix_allowed_tokens_fn = lambda _, ids: allowed(row, ids)
-        return alone
     if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
         alone.encoder_input_ids = processor.encoder_input_ids[row : row + 1]
         return alone
@@ -78,60 +73,93 @@ def _of_row(processor: Any, row: int) -> Any:
     return processor
 
 
-def draft_warp(
-    processors: Sequence[LogitsProcessorList],
-    prefixes: Sequence[Tensor],
-    draft_ids: Tensor,
-    vocab_size: int,
-) -> Warp | None:
+class _OfRow:
+    """A `prefix_allowed_tokens_fn` for one row of a batch, which it is told."""
+
+    def __init__(self, allowed: Any, row: int) -> None:
+        self._allowed = allowed
+        self._row = row
+        self.stateless = is_stateless_function(allowed)
+
+    def __call__(self, batch_id: int, ids: Tensor) -> list[int]:
+        found: list[int] = self._allowed(self._row, ids)
+        return found
+
+
+class Drafting(NamedTuple):
+    """What shapes the drafts of one row.
+
+    Attributes:
+        processors: as `of_row` gives them, those alone that may be shown drafts.
+        prefix: (1, L) base ids up to and including the pending token. ends: base ids that end the text.
+    """
+
+    processors: LogitsProcessorList
+    prefix: Tensor
+    ends: frozenset[int]
+
+
+def draft_warp(rows: Sequence[Drafting], draft_ids: Tensor, vocab_size: int) -> Warp | None:
     """The same processors as a `Warp` of draft rows (B, V').
 
     Processors that know token ids see a row over the whole vocabulary, -inf outside the draft
-    vocabulary, and the prefix with the drafts so far. What they leave no draft token at ends the chain.
+    vocabulary, and the prefix with the drafts so far. What they leave no draft token at ends the chain;
+    so does an end token, and what they cannot process: it is met again if the text comes to it.
 
     Args:
-        processors: per row, as `of_row` gives them. prefixes: per row (1, L) base ids up to and including
-            the pending token. draft_ids: (V',).
+        draft_ids: (V',).
     """
-    if not any(processors):
+    first = rows[0].processors
+    if not any(row.processors for row in rows):
         return None
-    if all(_equal(own, processors[0]) and _pointwise(own) for own in processors):
-        return lambda tokens, row: process(processors[0], prefixes[0], row)
+    if all(_equal(row.processors, first) and _pointwise(first) for row in rows):
+        return lambda tokens, scores: process(first, rows[0].prefix, scores)
 
-    def warp(tokens: Tensor, row: Tensor) -> Tensor:
-        each = len(row) // len(prefixes)  # of a tree, the nodes of a level
-        parts = zip(processors, prefixes, tokens.split(each), row.split(each), strict=True)
+    def warp(tokens: Tensor, scores: Tensor) -> Tensor:
+        each = len(scores) // len(rows)  # of a tree, the nodes of a level
+        parts = zip(rows, tokens.split(each), scores.split(each), strict=True)
         return torch.cat([_warped(*part, draft_ids, vocab_size) for part in parts])
 
     return warp
 
 
-def _warped(
-    processors: LogitsProcessorList,
-    prefix: Tensor,
-    tokens: Tensor,
-    rows: Tensor,
-    draft_ids: Tensor,
-    vocab_size: int,
-) -> Tensor:
+def _warped(row: Drafting, tokens: Tensor, scores: Tensor, draft_ids: Tensor, vocab_size: int) -> Tensor:
     """Draft rows (w, V') of one text, behind its prefix (1, L) and `tokens` (w, s) each."""
+    processors, prefix = row.processors, row.prefix
     if not processors:
-        return rows
+        return scores
     *first, last = processors
     if _pointwise(first) and isinstance(last, GumbelNoise):
-        noise = last.noise(prefix.shape[-1] + tokens.shape[-1], vocab_size, device=rows.device)
-        return process(LogitsProcessorList(first), prefix, rows) + noise[draft_ids]
+        noise = last.noise(prefix.shape[-1] + tokens.shape[-1], vocab_size, device=scores.device)
+        return process(LogitsProcessorList(first), prefix, scores) + noise[draft_ids]
     if _pointwise(processors):
-        return process(processors, prefix, rows)
-    full = rows.new_full((len(rows), vocab_size), -torch.inf)
-    full[:, draft_ids] = rows
-    texts = torch.cat([prefix.expand(len(rows), -1), draft_ids[tokens]], dim=-1)
-    found = [process(processors, text[None], row[None]) for text, row in zip(texts, full, strict=True)]
-    return torch.cat(found)[:, draft_ids]
+        return process(processors, prefix, scores)
+    full = scores.new_full((len(scores), vocab_size), -torch.inf)
+    full[:, draft_ids] = scores
+    drafts = draft_ids[tokens]
+    for at, told in enumerate(drafts.tolist()):
+        if row.ends and not row.ends.isdisjoint(told):
+            full[at] = -torch.inf
+            continue
+        text = torch.cat([prefix, drafts[at : at + 1]], dim=-1)
+        full[at] = _or_nothing(processors, text, full[at : at + 1])[0]
+    return full[:, draft_ids]
+
+
+def _or_nothing(processors: LogitsProcessorList, text: Tensor, scores: Tensor) -> Tensor:
+    """`process`, or -inf where a processor raises: nothing is drafted there, and nothing is hidden.
+
+    Plain decoding may never come to this text. If it does, verification meets the error again and raises it.
+    """
+    try:
+        return process(processors, text, scores)
+    except Exception:
+        logger.debug("a processor fails on a draft", exc_info=True)
+        return torch.full_like(scores, -torch.inf)
 
 
 def _pointwise(processors: Sequence[Any]) -> bool:
-    return all(isinstance(processor, POINTWISE) for processor in processors)
+    return all(is_pointwise(processor) for processor in processors)
 
 
 def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
-from transformers.generation.logits_process import SynthIDTextWatermarkLogitsProcessor
+from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
 from polydraft.compat import CACHE
+from polydraft.decoding.grammar import check_grammars
+from polydraft.decoding.stateless import describe, keeping_state
 from polydraft.errors import InputError
 from polydraft.heads import DraftConfig
 
@@ -49,8 +51,6 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
             "prompt_lookup_num_tokens asks for another decoding method: to combine both, give it to "
             "polydraft.decoder or polydraft.generate"
         )
-    if (config.guidance_scale or 1) != 1:
-        raise InputError("guidance_scale runs the model a second time and cannot be drafted: leave it off")
     positions = inputs.get("position_ids")
     if positions is not None and positions.shape[-1] != input_ids.shape[1]:
         raise InputError(f"input_ids must hold the whole text, the tokens in {CACHE} included")
@@ -87,17 +87,23 @@ def check_cache(cache: object, *, rows: int) -> DynamicCache:
     return cache
 
 
-def check_processors(processors: LogitsProcessorList) -> None:
-    """Refuse processors that count their calls.
+def check_processors(processors: LogitsProcessorList, *, rows: int, verification: str) -> None:
+    """Refuse processors that may keep a state where they cannot be called in the order of the text.
+
+    In a batch, whose rows grow at different speeds, nobody knows whose state it would be; a
+    `prefix_allowed_tokens_fn` is told its row. Block verification asks about drafts that it then refuses.
 
     Raises:
-        InputError: names it.
+        InputError: names the processor and what to do.
     """
-    for processor in processors:
-        if isinstance(processor, SynthIDTextWatermarkLogitsProcessor):
-            raise InputError(
-                "watermarking_config of SynthID counts its calls and cannot be drafted: leave it off"
-            )
+    check_grammars(processors, rows=rows)
+    for processor in keeping_state(processors):
+        line = f"{describe(processor)} may keep a state of its own, which"
+        mend = "or set its attribute stateless = True if its scores depend on its arguments alone"
+        if verification == "block":
+            raise InputError(f"{line} block verification would mix up: use verification 'token', {mend}")
+        if rows > 1 and type(processor) is not PrefixConstrainedLogitsProcessor:
+            raise InputError(f"{line} the texts of a batch would mix up: give one text at a time, {mend}")
 
 
 def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[Tensor]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import EosTokenCriteria, LogitsProcessorList, StoppingCriteriaList
 
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.decoding.trace import TokenTrace, Tracer
@@ -28,11 +27,15 @@ class Row:
 
     Args:
         input_ids: (1, L), the prompt as `generate` was given it, padding included. index: in the batch.
-        processors: its own, in place of those of the generation. drafted: False decodes it plainly.
+        processors: its own, in place of those of the generation, which `Engine` else puts here.
+        drafted: False decodes it plainly.
         tracer: writes down how its tokens come about.
 
     Attributes:
         ids: (1, L) prompt and tokens so far. origins: s >= 1 for drafts at position s, else 0.
+        prompt_length: tokens of `input_ids`. end_tokens: any of these ends the text.
+        drafting: those of the processors that are shown its drafts; None before the first.
+        finished: a criterion holds. failed: a processor or criterion of this row has raised, which ended it.
         statistics: of this row alone, without times.
         scores, logits: per token emitted the processed and the raw row (V,), float32, where asked for.
     """
@@ -49,8 +52,10 @@ class Row:
         tracer: Tracer | None = None,
     ) -> None:
         self.ids = input_ids
+        self.prompt_length = input_ids.shape[1]
         self.index = index
         self.processors = processors
+        self.drafting: LogitsProcessorList | None = None
         self.drafted = drafted
         self.tracer = tracer
         self.statistics = DecodingStatistics()
@@ -58,6 +63,8 @@ class Row:
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.finished = False
+        self.failed = False
+        self.end_tokens = _end_tokens(criteria)
         self._criteria = criteria
         self._streamer = streamer
 
@@ -78,15 +85,18 @@ class Row:
         """How they came about; nothing without a tracer."""
         return [] if self.tracer is None else self.tracer.tokens[: len(self.origins)]
 
-    def emit(self, tokens: Sequence[int], origins: Sequence[int]) -> int:
-        """Append `tokens` until a stopping criterion holds; returns how many were taken."""
-        for count, (token, origin) in enumerate(zip(tokens, origins, strict=True), start=1):
-            new = self.ids.new_tensor([token])
-            self.ids = torch.cat([self.ids, new[None]], dim=-1)
-            self.origins.append(origin)
-            if self._streamer is not None:
-                self._streamer.put(new.cpu())
-            if bool(self._criteria(self.ids, None).all()):
-                self.finished = True
-                return count
-        return len(tokens)
+    def emit(self, token: int, origin: int) -> bool:
+        """Append `token`; whether a stopping criterion now holds."""
+        new = self.ids.new_tensor([token])
+        self.ids = torch.cat([self.ids, new[None]], dim=-1)
+        self.origins.append(origin)
+        if self._streamer is not None:
+            self._streamer.put(new.cpu())
+        self.finished = bool(self._criteria(self.ids, None).all())
+        return self.finished
+
+
+def _end_tokens(criteria: StoppingCriteriaList) -> frozenset[int]:
+    """The tokens that end a text whatever came before."""
+    ends = (one.eos_token_id for one in criteria if type(one) is EosTokenCriteria)
+    return frozenset(int(token) for tokens in ends for token in tokens)

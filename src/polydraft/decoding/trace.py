@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,6 +61,8 @@ def along(joint: JointDistribution, tokens: Sequence[int]) -> list[Said]:
         weights = tuple(joint.weights(state, position)[0].tolist())
         known = token >= 0
         log_prob = float(joint.token_log_prob(state, position, chosen)) if known else None
+        if any(map(math.isnan, (*weights, log_prob or 0.0))):
+            break  # a head that computes no numbers says nothing
         out.append(Said(log_prob, weights if len(weights) > 1 else ()))
         if not known or position + 1 == min(len(tokens), joint.horizon):
             break
@@ -91,7 +94,7 @@ class Tracer:
         Args:
             logits: (m + 1, V). joint: of this row, None if it was not asked for; where nothing was drafted
                 here, it was asked for others, and is left out. draft_index: of the tokens kept and the one
-                behind them, -1 outside the draft vocabulary.
+                behind them, if there is one, -1 outside the draft vocabulary.
         """
         self._step += 1
         said = []
@@ -102,7 +105,8 @@ class Tracer:
         kind = "copied" if draft.copied else "drafted"
         for depth, (node, before) in enumerate(zip(kept.path, columns, strict=False), start=1):
             self._write(draft.tokens[node], depth, kind, logits[before], said[depth - 1])
-        self._write(kept.token, 0, ending(draft, kept), logits[columns[-1]], said[-1])
+        if kept.token is not None:
+            self._write(kept.token, 0, ending(draft, kept), logits[columns[-1]], said[-1])
 
     def _write(
         self,

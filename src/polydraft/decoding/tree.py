@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from polydraft.joint import JointDistribution, Warp, select_state
+from polydraft.joint import JointDistribution, Warp, drawable, select_state
 
 
 class DraftTree(NamedTuple):
@@ -51,11 +51,13 @@ class Level(NamedTuple):
         return cls(joint, joint.start(), nothing)
 
     def log_rows(self, batch: int, warp: Warp | None) -> Tensor:
-        """log q(. | node), processed by `warp`; (B, w, V'), -inf where nothing can be drafted."""
+        """log q(. | node), processed by `warp`; (B, w, V'), -inf where nothing can be drafted.
+
+        Without `warp` the rows are those of the joint, NaN where its head gives such.
+        """
         rows: Tensor = self.joint.row(self.state, self.tokens.shape[1])
         if warp is not None:
-            rows = warp(self.tokens, rows)
-            rows = rows.log_softmax(-1).where(rows.isfinite().any(-1, keepdim=True), -torch.inf)
+            rows = drawable(warp(self.tokens, rows))
         return rows.view(batch, -1, rows.shape[-1])
 
     def children(self, parents: Tensor, tokens: Tensor) -> Level:
@@ -90,6 +92,7 @@ def choose_tree(
         rows = level.log_rows(batch, warp)
         size = rows.shape[-1]
         best, place = (rows + scores[:, :, None]).flatten(1).topk(min(nodes, rows[0].numel()), dim=-1)
+        best = best.where(best.isfinite(), -torch.inf)  # NaN counts as the largest
         parents, tokens = place // size, place % size
         found.append((best, tokens, above.gather(1, parents)))
         width = min((nodes + 1) // 2, nodes - 1 - position, best.shape[1])

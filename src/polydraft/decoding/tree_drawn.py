@@ -89,11 +89,13 @@ def draw_children(
     them with chance q(not in S) `KEPT` and q(x).
 
     Args:
-        rows: (B, w, V'), log q(. | node), -inf where there is nothing to draft. scores: (B, w), log s.
+        rows: (B, w, V'), log q(. | node), -inf, or NaN, where there is nothing to draft.
+        scores: (B, w), log s.
     """
     (batch, width, size), device = rows.shape, rows.device
     drawable = scores.where(rows.amax(-1) > -torch.inf, -torch.inf)
     likely, places = (rows + scores[:, :, None]).flatten(1).topk(min(count, width * size), dim=-1)
+    likely = likely.where(likely.isfinite(), -torch.inf)  # NaN counts as the largest
     ranked = torch.cat([drawable, likely], dim=-1).sort(dim=-1, descending=True, stable=True)
     wanted, which = ranked.values[:, :count], ranked.indices[:, :count]
     drawn = which < width

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from polydraft.decoding.tree import DraftTree
-from polydraft.decoding.verify import draw, happens, residual
+from polydraft.decoding.verify import Settle, draw, happens, never_ends, ratio, residual
 
 
 def verify_tree(
@@ -32,17 +32,18 @@ def verify_tree(
     draft_ids: Tensor,
     *,
     generator: torch.Generator | None = None,
-) -> tuple[list[int], int]:
+    settle: Settle = never_ends,
+) -> tuple[list[int], int | None]:
     """See the module's docstring.
 
     Args:
         target_row: column -> p behind node `column` - 1, behind the pending token for 0, probabilities (V,);
             asked once for each column on the way.
         drafts: base token ids of the nodes of `tree`, which was grown by `draw_tree`.
-        draft_ids: (V',) base ids of the draft vocabulary.
+        draft_ids: (V',) base ids of the draft vocabulary. settle: see `Settle`.
 
     Returns:
-        the nodes kept, and the token behind them.
+        the nodes kept, and the token behind them, None where the text ends with them.
     """
     assert tree.log_rows is not None
     path: list[int] = []
@@ -51,15 +52,19 @@ def verify_tree(
         target = target_row(at + 1)
         children = [node for node, parent in enumerate(tree.parents) if parent == at]
         drawn = next((node for node in children if node in tree.drawn), None)
+        kept = None
         if drawn is not None:
             row = tree.log_rows[tree.drawn.index(drawn)].exp()
-            ratio = float(target[drafts[drawn]]) / float(row[tree.tokens[drawn]])
-            if happens(ratio, generator, target.device):
-                path.append(drawn)
-                continue
-            target = residual(target, row, draft_ids)
-        token = draw(target, generator)
-        kept = next((node for node in children if node != drawn and drafts[node] == token), None)
+            chance = ratio(float(target[drafts[drawn]]), float(row[tree.tokens[drawn]]))
+            if happens(chance, generator, target.device):
+                kept = drawn
+            else:
+                target = residual(target, row, draft_ids)
         if kept is None:
-            return path, token
+            token = draw(target, generator)
+            kept = next((node for node in children if node != drawn and drafts[node] == token), None)
+            if kept is None:
+                return path, token
         path.append(kept)
+        if settle(kept):
+            return path, None

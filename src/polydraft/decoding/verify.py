@@ -14,12 +14,61 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from polydraft.errors import PolydraftError
+
+Settle = Callable[[int], bool]
+"""Told the index of each draft that is kept, in their order, as soon as that is certain; True where the text
+ends with it. Nothing is asked of the base model's row after the end of a text, as in plain decoding."""
+
+
+class UndrawableError(PolydraftError, RuntimeError):
+    """There is nothing to draw the next token from."""
+
 
 class Verified(NamedTuple):
-    """`accepted` drafts are kept, then comes `token`: a correction, or a bonus when all were kept."""
+    """`accepted` drafts are kept, then comes `token`: a correction, or a bonus when all were kept.
+
+    The token is None where the text ends with the last draft kept.
+    """
 
     accepted: int
-    token: int
+    token: int | None
+
+
+def never_ends(_: int) -> bool:
+    """A `Settle` of texts that go on."""
+    return False
+
+
+def check_drawable(scores: Tensor) -> None:
+    """Refuse what plain sampling cannot draw from either.
+
+    Args:
+        scores: (V,), the base model's row after all processors.
+
+    Raises:
+        UndrawableError: they hold NaN or +inf, or nothing but -inf.
+    """
+    if not bool(scores.max().isfinite()):
+        raise UndrawableError(
+            "the next token cannot be drawn: the scores, after all processors, hold NaN or +inf, or are all "
+            "-inf; check the model's weights and dtype, and the processors"
+        )
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    """softmax(scores), (V,).
+
+    Raises:
+        UndrawableError: as `check_drawable`.
+    """
+    check_drawable(scores)
+    return scores.softmax(-1)
+
+
+def ratio(target: float, draft: float) -> float:
+    """p(x) / q(x) of a token drawn from q; 0 where q(x) is 0 or NaN, which no draw gives."""
+    return target / draft if draft > 0 else 0.0
 
 
 def excess(target: Tensor, draft: Tensor, draft_ids: Tensor) -> Tensor:
@@ -30,7 +79,10 @@ def excess(target: Tensor, draft: Tensor, draft_ids: Tensor) -> Tensor:
 
 
 def residual(target: Tensor, draft: Tensor, draft_ids: Tensor) -> Tensor:
-    """`excess`, not normalised; where rounding leaves nothing of it, p and q are equal and p is returned."""
+    """`excess`, not normalised; where rounding leaves nothing of it, p and q are equal and p is returned.
+
+    So it is where q holds a NaN, whose drafts `ratio` refuses.
+    """
     rest = excess(target, draft, draft_ids)
     return rest if float(rest.sum()) > 0 else target
 
@@ -46,8 +98,12 @@ def draw(weights: Tensor, generator: torch.Generator | None) -> int:
 
 
 def verify_chosen(
-    choose: Callable[[int], int], drafts: Sequence[int], parents: Sequence[int] | None = None
-) -> tuple[list[int], int]:
+    choose: Callable[[int], int],
+    drafts: Sequence[int],
+    parents: Sequence[int] | None = None,
+    *,
+    settle: Settle = never_ends,
+) -> tuple[list[int], int | None]:
     """Keep drafts while they are what the base model says: its argmax, or a draw from its row.
 
     The text is the one that plain decoding writes with the same choices: nothing is asked of where the drafts
@@ -57,9 +113,10 @@ def verify_chosen(
         choose: column -> the token behind draft `column` - 1, behind the pending token for 0; asked once for
             each column on the way.
         drafts: base token ids. parents: of a tree, the index before each, -1 for the pending token.
+        settle: see `Settle`.
 
     Returns:
-        The indices kept, and the token behind them.
+        The indices kept, and the token behind them, None where the text ends with them.
     """
     path: list[int] = []
     while True:
@@ -73,6 +130,8 @@ def verify_chosen(
         if kept is None:
             return path, token
         path.append(kept)
+        if settle(kept):
+            return path, None
 
 
 def verify_sampled(
@@ -83,6 +142,7 @@ def verify_sampled(
     draft_ids: Tensor,
     *,
     generator: torch.Generator | None = None,
+    settle: Settle = never_ends,
 ) -> Verified:
     """Token-wise rejection sampling; see the module's docstring.
 
@@ -91,11 +151,12 @@ def verify_sampled(
             beyond the first refusal.
         drafts: m base token ids. draft_index: (m,) the same in the draft vocabulary.
         draft_log_rows: (m, V') log q, the normalised rows the drafts were drawn from.
-        draft_ids: (V',) base ids of the draft vocabulary.
+        draft_ids: (V',) base ids of the draft vocabulary. settle: see `Settle`.
     """
     for s, draft in enumerate(drafts):
         target, row = target_row(s), draft_log_rows[s].exp()
-        if happens(float(target[draft]) / float(row[draft_index[s]]), generator, target.device):
-            continue
-        return Verified(s, draw(residual(target, row, draft_ids), generator))
+        if not happens(ratio(float(target[draft]), float(row[draft_index[s]])), generator, target.device):
+            return Verified(s, draw(residual(target, row, draft_ids), generator))
+        if settle(s):
+            return Verified(s + 1, None)
     return Verified(len(drafts), draw(target_row(len(drafts)), generator))

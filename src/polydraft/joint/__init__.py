@@ -7,7 +7,7 @@ Every member is a hidden process over components (`Latent`) under one `LatentMix
 from polydraft.joint import markov as markov
 from polydraft.joint.binary_tree import BinaryTree
 from polydraft.joint.canonical import Canonical
-from polydraft.joint.distribution import Chain, JointDistribution, Warp
+from polydraft.joint.distribution import Chain, JointDistribution, Warp, drawable
 from polydraft.joint.gate import Gate
 from polydraft.joint.hidden_markov import HiddenMarkov
 from polydraft.joint.independent import Independent
@@ -32,6 +32,7 @@ __all__ = [
     "Stepper",
     "StepwiseJoint",
     "Warp",
+    "drawable",
     "member",
     "register",
     "select_state",

@@ -17,20 +17,28 @@ from torch import Tensor
 Warp = Callable[[Tensor, Tensor], Tensor]
 """(tokens so far (B, s) int64, log row (B, V)) -> the processed row (B, V), log scale, any norm.
 
-A row with no finite entry ends the chain: nothing can be drafted there."""
+A row with no finite entry, or with a NaN, ends the chain of its text: nothing can be drafted there."""
 
 
 class Chain(NamedTuple):
-    """A drafted chain of m <= n tokens.
+    """Drafted chains of at most m <= n tokens.
 
     Attributes:
-        tokens: (B, m) int64.
+        tokens: (B, m) int64; after the length of a row they mean nothing.
         log_rows: (B, m, V) float, the exact normalised log rows the tokens were drawn from; None for
             an argmax chain, whose rows are one-hot.
+        lengths: (B,) int64, how many tokens each row has; None where all have m.
     """
 
     tokens: Tensor
     log_rows: Tensor | None
+    lengths: Tensor | None = None
+
+
+def drawable(rows: Tensor) -> Tensor:
+    """Log `rows` (..., V) normalised; -inf throughout where they hold a NaN or +inf, or no finite entry."""
+    total = rows.logsumexp(-1, keepdim=True)
+    return (rows - total).where(total.isfinite(), -torch.inf)
 
 
 class JointDistribution(ABC):
@@ -143,27 +151,61 @@ class JointDistribution(ABC):
     ) -> Chain:
         state = self.start()
         end = self.horizon if length is None else min(length, self.horizon)
-        tokens = torch.empty(self.batch_size, 0, dtype=torch.long, device=self.device)
+        growing = Growing(self.batch_size, device=self.device)
         rows: list[Tensor] = []
         for position in range(end):
             row = self.row(state, position)
             if warp is not None:
-                row = warp(tokens, row)
-                if not bool(row.isfinite().any(-1).all()):
-                    break
-            if greedy:
-                drawn = row.argmax(-1)
-            else:
-                row = row if warp is None else row.log_softmax(-1)
-                drawn = torch.multinomial(row.exp(), 1, generator=generator).squeeze(-1)
+                row = warp(growing.tokens, row)
+            if not greedy:
+                row = drawable(row)
+            best = row.max(-1)
+            growing.note(best.values)
+            if warp is not None and growing.ended:
+                break
+            drawn = best.indices
+            if not greedy:
+                weights = row.exp().where(growing.alive[:, None], 1.0)
+                drawn = torch.multinomial(weights, 1, generator=generator).squeeze(-1)
                 rows.append(row)
-            tokens = torch.cat([tokens, drawn[:, None]], dim=-1)
+            growing.append(drawn)
             if position + 1 < end:
                 state = self.advance(state, position, drawn)
         if greedy:
-            return Chain(tokens, None)
+            return growing.chain()
         empty = torch.empty(self.batch_size, 0, self.vocab_size, device=self.device)
-        return Chain(tokens, torch.stack(rows, dim=1) if rows else empty)
+        return growing.chain(torch.stack(rows, dim=1) if rows else empty)
+
+
+class Growing:
+    """Chains of a batch while they grow, of which each may end on its own.
+
+    Attributes:
+        tokens: (B, s) int64. alive: (B,) bool, the chains that have not ended.
+    """
+
+    def __init__(self, batch_size: int, *, device: torch.device) -> None:
+        self.tokens = torch.empty(batch_size, 0, dtype=torch.long, device=device)
+        self.alive = torch.ones(batch_size, dtype=torch.bool, device=device)
+        self._lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+
+    def note(self, best: Tensor) -> None:
+        """The largest entries (B,) of the next rows: a chain ends where this is no finite number."""
+        self.alive = self.alive & best.isfinite()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all have ended; waits for the device."""
+        return not bool(self.alive.any())
+
+    def append(self, tokens: Tensor) -> None:
+        """The next tokens (B,); those of ended chains do not count."""
+        self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=-1)
+        self._lengths = self._lengths + self.alive
+
+    def chain(self, log_rows: Tensor | None = None) -> Chain:
+        """What has grown."""
+        return Chain(self.tokens, log_rows, self._lengths)
 
 
 class Later(JointDistribution):

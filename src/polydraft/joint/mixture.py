@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from polydraft.joint.distribution import Chain, JointDistribution, Warp
+from polydraft.joint.distribution import Chain, Growing, JointDistribution, Warp
 from polydraft.joint.latent import Latent
 
 Rows = Tensor | slice
@@ -128,13 +128,15 @@ class LatentMixture(JointDistribution):
         factors = self.log_factors
         path = self.latent.best_path(factors.amax(-1))
         rows = factors.gather(2, path[:, :, None, None].expand(-1, -1, 1, self.vocab_size)).squeeze(2)
-        tokens = torch.empty(self.batch_size, 0, dtype=torch.long, device=self.device)
+        growing = Growing(self.batch_size, device=self.device)
         for position in range(self.horizon):
-            row = rows[:, position] if warp is None else warp(tokens, rows[:, position])
-            if not bool(row.isfinite().any(-1).all()):
+            row = rows[:, position] if warp is None else warp(growing.tokens, rows[:, position])
+            best = row.max(-1)
+            growing.note(best.values)
+            if growing.ended:
                 break
-            tokens = torch.cat([tokens, row.argmax(-1, keepdim=True)], dim=-1)
-        return Chain(tokens, None)
+            growing.append(best.indices)
+        return growing.chain()
 
 
 def _of_tokens(log_factors: Tensor, tokens: Tensor) -> Tensor:

@@ -79,8 +79,8 @@ class BaseShape:
 
 
 def finite(log_prob: float) -> float:
-    """A log probability as JSON can say it."""
-    return max(log_prob, LEAST)
+    """A log probability as JSON can say it; of NaN, which is larger than nothing, the least."""
+    return max(LEAST, log_prob)
 
 
 def usage_of(job: Job) -> replies.Usage:

@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 from polydraft.serving.batch import Batch
 from polydraft.serving.errors import ApiError, failed, queue_full, refused
@@ -26,12 +27,15 @@ class Worker:
     Of equals the one that came first goes first, so requests of one text are served in the order of their
     arrival, and one of many texts holds the others up for no more than a text.
 
+    A step that fails ends the requests whose texts it has lost, and no other: the batch goes on where it can,
+    and another one takes its place where it is dead.
+
     Args:
-        open_batch: called once, in the thread that will own the batch.
+        open_batch: called in the thread that will own the batch, once, and again for a dead one.
         max_queue: texts that may wait. model: its name in the metrics.
 
     Attributes:
-        broken: an error ended the thread; nothing is taken any more.
+        broken: an error ended the thread, such as that of opening a batch; nothing is taken any more.
     """
 
     def __init__(self, open_batch: Callable[[], Batch], *, max_queue: int, model: str) -> None:
@@ -133,6 +137,8 @@ class Worker:
         try:
             while self._wait():
                 self._turn(batch)
+                if batch.dead:
+                    batch = self._open_batch()
         except Exception:
             logger.exception("the worker failed; no request is answered any more")
             with self._changed:
@@ -142,6 +148,31 @@ class Worker:
                 active, self._active = self._active, []
             for _, choice in active:
                 self.metrics.ended(choice, "abort")
+
+    @contextmanager
+    def _failing(self, batch: Batch) -> Iterator[None]:
+        """If the batch fails in here, end the requests with a text that it has lost."""
+        try:
+            yield
+        except Exception:
+            logger.exception("the batch failed")
+            if not self._fail_lost(batch) and not batch.dead:
+                raise
+
+    def _fail_lost(self, batch: Batch) -> bool:
+        """End the requests with a text that `batch` has lost; whether there are any."""
+        held = {id(row) for row in batch.active}
+        with self._changed:
+            lost = {
+                job
+                for job, choice in self._active
+                if choice.row.failed or not (choice.row.finished or id(choice.row) in held)
+            }
+        for job in lost:
+            if not job.cancelled:
+                job.put(failed())
+                self.cancel(job)
+        return bool(lost)
 
     def _wait(self) -> bool:
         """Sleep while there is nothing to do; False once closing."""
@@ -155,10 +186,12 @@ class Worker:
             batch.drop(choice.row)
             self._leave(job, choice, "abort")
         if admitted := self._admissible(batch.free):
-            batch.admit([choice.row for _, choice in admitted])
+            with self._failing(batch):
+                batch.admit([choice.row for _, choice in admitted])
             self._read(batch)
-        if self._active:
-            batch.step()
+        if self._active and not batch.dead:
+            with self._failing(batch):
+                batch.step()
             self._read(batch)
         with self._changed:
             self._free = batch.free
