@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
 import polydraft
 from polydraft import compat
@@ -102,6 +103,13 @@ def test_a_packed_product_is_the_product() -> None:
 def test_a_missing_compiler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/c++",))
     assert not compat.has_cpp_compiler()
+
+
+def test_a_prefix_function_is_found() -> None:
+    def allowed(row: int, ids: torch.Tensor) -> list[int]:
+        return [row]
+
+    assert compat.prefix_function(PrefixConstrainedLogitsProcessor(allowed, 1)) is allowed
 
 
 def test_tensors_are_found_in_nested_values() -> None:

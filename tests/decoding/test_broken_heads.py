@@ -27,7 +27,7 @@ from tests.decoding import test_exact_steps as steps
 from tests.decoding.cases import CASES, WARPED
 from tests.decoding.outcomes import Choices
 from tests.decoding.test_tree_verify import DEPTH, EveryWay, continued, joint_of, step, target
-from tests.joint.members import random_joint
+from tests.joint.members import HORIZON, random_joint
 from tests.tiny import BLOCK, tiny_head, tiny_model
 
 PROMPTS = torch.tensor([[5, 6, 7, 8], [9, 9, 1, 2]])
@@ -128,12 +128,12 @@ def test_a_broken_row_ends_the_chain_of_its_text_alone() -> None:
     joint.logits[1, 1] = torch.nan
     chain = joint.sample(generator=torch.Generator().manual_seed(0))
     assert chain.lengths is not None and chain.log_rows is not None
-    assert chain.lengths.tolist() == [3, 1, 3]
-    assert torch.allclose(chain.log_rows[0].exp().sum(-1), torch.ones(3, dtype=chain.log_rows.dtype))
+    assert chain.lengths.tolist() == [HORIZON, 1, HORIZON]
+    assert torch.allclose(chain.log_rows[0].exp().sum(-1), torch.ones(HORIZON, dtype=chain.log_rows.dtype))
     greedy = joint.argmax()
-    assert greedy.lengths is not None and greedy.lengths.tolist() == [3, 1, 3]
+    assert greedy.lengths is not None and greedy.lengths.tolist() == [HORIZON, 1, HORIZON]
     components = joint.best_components()
-    assert components.lengths is not None and components.lengths.tolist() == [3, 1, 3]
+    assert components.lengths is not None and components.lengths.tolist() == [HORIZON, 1, HORIZON]
 
 
 @pytest.mark.parametrize("grow", ["choose", "draw"])
@@ -197,16 +197,22 @@ def spoilt(model: Any, name: str, value: float) -> DraftHead:
     return head
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("drafting", ["chain", "tree"])
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"top_k": 0},
+    {"temperature": 0.7, "repetition_penalty": 1.2},
+    {"seed": 3},
+]
+SPOILT = itertools.product(["chain", "tree"], OPTIONS, HEADS)
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"top_k": 0}, {"temperature": 0.7, "repetition_penalty": 1.2}, {"seed": 3}],
+    ("drafting", "options", "head", "number"),
+    [(*case, number) for case, number in zip(SPOILT, itertools.cycle(NUMBERS), strict=False)],
     ids=str,
 )
 def test_generation_with_a_spoilt_head(
-    head: str, number: str, drafting: str, options: dict[str, Any]
+    drafting: str, options: dict[str, Any], head: str, number: str
 ) -> None:
     model = tiny_model()
     method = {"drafting": drafting, "draft_length": 3}

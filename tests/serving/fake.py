@@ -16,7 +16,8 @@ class SteppedBatch:
     """Every text says the same letter, one a cycle; a cycle waits for its turn.
 
     Attributes:
-        turns: released once for each cycle that may pass. fails: the next cycle raises this.
+        turns: released once for each cycle that may pass.
+        fails: the next cycle raises this, and the batch is dead. fails_text: it ends that text alone.
         admitted, dropped: every text that was, in order.
     """
 
@@ -25,6 +26,8 @@ class SteppedBatch:
         self.active: list[Row] = []
         self.turns = threading.Semaphore(0)
         self.fails: Exception | None = None
+        self.fails_text: tuple[Row, Exception] | None = None
+        self.dead = False
         self.admitted: list[Row] = []
         self.dropped: list[Row] = []
 
@@ -44,13 +47,21 @@ class SteppedBatch:
         """One letter more for each, when it is time."""
         assert self.turns.acquire(timeout=30)
         if self.fails is not None:
+            self.dead, self.active = True, []
             raise self.fails
+        if self.fails_text is not None:
+            row, error = self.fails_text
+            row.failed, self.fails_text = True, None
+            self.active.remove(row)
+            self._grow(list(self.active))
+            raise error
         self._grow(list(self.active))
 
     def drop(self, row: Any) -> None:
-        """Take one out."""
-        self.active.remove(row)
-        self.dropped.append(row)
+        """Take one out, if it has not left."""
+        if row in self.active:
+            self.active.remove(row)
+            self.dropped.append(row)
 
     def _grow(self, rows: Sequence[Row]) -> None:
         for row in rows:

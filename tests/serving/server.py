@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import httpx2 as httpx
@@ -135,6 +135,6 @@ def chat_prompt(text: str) -> str:
     return f"<bos>user: {text}<eos><bos>assistant: "
 
 
-def with_batch(what: Served, batch: Any) -> Served:
-    """`what` over another batch."""
-    return replace(what, open_batch=lambda: batch)
+def with_batch(what: Served, *batches: Any) -> Served:
+    """`what` over other batches: the first one, and another each time that one is dead."""
+    return replace(what, open_batch=partial(next, iter(batches)))

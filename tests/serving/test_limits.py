@@ -15,11 +15,13 @@ import openai
 import pytest
 
 from polydraft.errors import InputError
+from polydraft.hidden import decoder_layers
 from polydraft.serving.errors import queue_full
 from polydraft.serving.run import stop
 from polydraft.serving.settings import Settings
+from tests.decoding.test_faults import Fuse, burning, fail
 from tests.serving.fake import SteppedBatch
-from tests.serving.server import HTTP, NAME, Running, running, tiny, tiny_served, with_batch
+from tests.serving.server import HTTP, NAME, Running, plain_text, running, tiny, tiny_served, with_batch
 
 BODY = {"model": NAME, "prompt": "hello", "max_tokens": 4}
 
@@ -240,19 +242,60 @@ def test_a_request_that_takes_too_long_ends(batch: SteppedBatch) -> None:
         assert post(server).status_code == 200
 
 
-def test_an_error_of_the_worker_reaches_every_client(
-    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+def test_a_batch_that_fails_is_replaced(
+    batch: SteppedBatch, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its requests fail, the one that waits is answered by the next batch, and so are later ones."""
+    another = SteppedBatch(2)
+    with running(with_batch(tiny_served(), batch, another), max_queue=1) as server:
+        *lost, waiting = fill(server, batch, pool)
+        batch.fails = RuntimeError("a secret")
+        batch.turns.release(1)
+        for one in lost:
+            assert "secret" not in error_of(one.result(), 500)["message"]
+        another.turns.release(1_000)
+        assert waiting.result().json()["choices"][0]["finish_reason"] == "length"
+        assert post(server).status_code == 200
+        assert HTTP.get(f"{server.url}/health").json()["status"] == "ok"
+        assert "RuntimeError: a secret" in caplog.text
+        assert server.metric("num_requests_running") == 0
+
+
+def test_a_text_that_fails_ends_its_request_alone(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor
+) -> None:
+    accepted = fill(server, batch, pool)
+    batch.fails_text = batch.active[0], RuntimeError("a secret")
+    batch.turns.release(1_000)
+    first, *others = (one.result() for one in accepted)
+    error_of(first, 500)
+    assert [len(one.json()["choices"][0]["text"]) for one in others] == [4, 4]
+    assert server.metric("num_requests_running") == 0
+
+
+def test_a_batch_that_cannot_be_opened_again_ends_the_worker(
+    server: Running, batch: SteppedBatch, pool: ThreadPoolExecutor
 ) -> None:
     accepted = fill(server, batch, pool)
     batch.fails = RuntimeError("a secret")
     batch.turns.release(1)
     for one in accepted:
-        assert "secret" not in error_of(one.result(), 500)["message"]
+        error_of(one.result(), 500)
     error_of(post(server), 500)
     health = HTTP.get(f"{server.url}/health")
     assert (health.status_code, health.json()) == (503, {"status": "failed"})
-    assert "RuntimeError: a secret" in caplog.text
     assert server.metric("num_requests_running") == 0
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_forward_that_fails_fails_its_request_alone(layer: int) -> None:
+    """With a real batch: the first reads the prompt, a later one is a step."""
+    model, _ = tiny()
+    with running() as server:
+        with burning(decoder_layers(model, upto=layer)[layer - 1], Fuse(fail, at=2 * layer - 1)):
+            error_of(post(server, temperature=0, max_tokens=20), 500)
+        answer = post(server, temperature=0, max_tokens=20)
+        assert answer.json()["choices"][0]["text"] == plain_text("hello", new=20)
 
 
 def test_a_bug_in_a_handler_is_a_500_without_its_text(
