@@ -23,9 +23,13 @@ from lab.grid.store import Store
 from lab.grid.tables import markdown
 from lab.grid.targets import OpenModel, Targets
 from lab.grid.texts import write_texts
+from polydraft.bench.prompts import prompts_path, read_prompts
+from polydraft.embedded import EMBEDDED
 from polydraft.errors import InputError
 from polydraft.files import write_atomic
+from polydraft.sources import head_source, resolve
 from polydraft.training.curves import can_plot
+from polydraft.training.data import check_paths
 
 STAGES = ("train", "replay", "speed", "report")
 
@@ -39,6 +43,22 @@ def check_stages(stages: Sequence[str]) -> None:
     for stage in stages:
         if stage not in STAGES:
             raise InputError(f"unknown stage {stage!r}: choose from {', '.join(STAGES)}")
+
+
+def check_sources(config: GridConfig) -> None:
+    """Refuse what cannot be read, before any model is loaded.
+
+    Raises:
+        InputError: a model, text or file of prompts that is missing, or of no form that is read; names it.
+    """
+    for base in config.bases:
+        scratch = any(cell.options.trunk == "scratch" for cell in config.trained if cell.base == base)
+        if not scratch and base.model != EMBEDDED:
+            resolve(base.model, what="model")
+        check_paths([*base.data, *base.test])
+        read_prompts(prompts_path(base.prompts))
+    if config.start is not None and config.start.head is not None:
+        head_source(config.start.head)
 
 
 def run_grid(
@@ -71,6 +91,9 @@ def run_grid(
     kept = read_kept(keep, config) if keep else {}
     shown, budget = progress or Silent(), Budget(budget_minutes)
     store = Store(out)
+    store.check(config.trained)
+    if {*stages} - {"report"}:
+        check_sources(config)
     out.mkdir(parents=True, exist_ok=True)
     targets = Targets(store, open_model, dtype=config.dtype)
     if {"train", "replay"} & {*stages}:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from lab.grid.config import Cell, Evaluation, GridConfig, Variant
 from polydraft.bench.prompts import prompts_path
 from polydraft.errors import InputError
 from polydraft.files import write_atomic
+
+RECORDS = ("cell.json", "seconds.json", "head/training.json")
+"""What lies beside every head that is complete."""
 
 
 class Store:
@@ -46,6 +49,20 @@ class Store:
     def is_trained(self, cell: str) -> bool:
         """Whether its head is complete: the configuration is written last."""
         return (self.head(cell) / "config.json").exists()
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Refuse a complete head that does not say how it was made.
+
+        Raises:
+            InputError: names what is missing.
+        """
+        for folder in (self.folder(cell.name) for cell in cells if self.is_trained(cell.name)):
+            for name in RECORDS:
+                if not (folder / name).is_file():
+                    raise InputError(
+                        f"{folder} holds a head but no {name}, which says how it was made: put the file back, "
+                        "or remove the folder to make it anew"
+                    )
 
     def texts(self, cell: Cell) -> Path:
         """Continuations by the model that verifies it."""
@@ -118,8 +135,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None if there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """What `write_json` wrote; None if there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged, it is no JSON: remove it, or give another --out") from error
 
 
 def cell_identity(config: GridConfig, cell: Cell, *, data: str) -> dict[str, Any]:

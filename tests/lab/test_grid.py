@@ -129,6 +129,44 @@ def run(config: GridConfig, out: Path, **options: Any) -> dict[str, Any]:
     return run_grid(config, out, partial(load_model, dtype=torch.float32), **options)
 
 
+@pytest.mark.parametrize("lost", ["cell.json", "seconds.json", "head/training.json"])
+def test_a_head_that_does_not_say_how_it_was_made(root: Path, tmp_path: Path, lost: str) -> None:
+    shutil.copytree(root / "out", tmp_path / "out")
+    (tmp_path / "out" / "cells" / "cp2" / lost).unlink()
+    for stage in ("report", "train"):
+        result = command(root / "grid.toml", "--out", tmp_path / "out", "--stage", stage)
+        assert result.exit_code == 2
+        assert f"cp2 holds a head but no {lost}" in result.stderr
+        assert result.stderr.count("\n") == 2  # the threads, the error
+
+
+def test_damaged_records_are_named(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "out", tmp_path / "out")
+    (tmp_path / "out" / "cells" / "cp2" / "cell.json").write_text('{"model": ')
+    result = command(root / "grid.toml", "--out", tmp_path / "out", "--stage", "report")
+    assert result.exit_code == 2
+    assert "cell.json is damaged, it is no JSON: remove it" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("corpus.jsonl", "gone.jsonl", "gone.jsonl: no such file or folder"),
+        ("/prompts.jsonl", "/none.jsonl", "none.jsonl: no such file"),
+        ("{root}/model", "{root}/nomodel", "no model folder at"),
+    ],
+)
+def test_sources_are_checked_before_a_model_is_loaded(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, says: str
+) -> None:
+    monkeypatch.setattr("polydraft.loading.load_model", lambda *args, **rest: pytest.fail("loaded"))
+    (tmp_path / "grid.toml").write_text(GRID.replace(old, new).format(root=root))
+    result = command(tmp_path / "grid.toml", "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_report(root: Path) -> None:
     found = json.loads((root / "out" / "results.json").read_text())
     rows = {row["name"]: row for row in found["cells"]}

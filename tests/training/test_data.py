@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,19 @@ class TestSplit:
         assert sorted(d.input_ids[0] for d in [*training, *held_out]) == list(range(20))
         assert split(self.documents, held_out=0.2, seed=0) == (training, held_out)
         assert split(self.documents, held_out=0.2, seed=1) != (training, held_out)
+
+    def test_every_temperature_is_held_out_in_its_share(self) -> None:
+        temperatures = [0.0] * 40 + [1.0] * 8 + [0.7] * 2 + [0.3] + [None] * 10
+        documents = [Document([i] * 3, temperature=t) for i, t in enumerate(temperatures)]
+        training, held_out = split(documents, held_out=0.1, seed=3)
+        assert Counter(d.temperature for d in held_out) == {0.0: 4, 1.0: 1, 0.7: 1, None: 1}
+        assert sorted(d.input_ids[0] for d in [*training, *held_out]) == list(range(61))
+        assert [d.input_ids[0] for d in held_out] == sorted(d.input_ids[0] for d in held_out)
+
+    def test_one_document_of_each_temperature(self) -> None:
+        documents = [Document([i] * 3, temperature=float(i)) for i in range(3)]
+        training, held_out = split(documents, held_out=0.5, seed=0)
+        assert (len(training), len(held_out)) == (2, 1)
 
     @pytest.mark.parametrize("share", [0.001, 0.999])
     def test_each_side_has_one(self, share: float) -> None:

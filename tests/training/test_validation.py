@@ -17,7 +17,7 @@ from polydraft.training.cache import cache_hidden
 from polydraft.training.data import Document, collate
 from polydraft.training.losses import Anchors, LossWeights, head_losses
 from polydraft.training.paths import paths
-from polydraft.training.validation import choose, end_tokens, validate
+from polydraft.training.validation import by_temperature, choose, end_tokens, missing_figures, validate
 from tests.tiny import tiny_head, tiny_model
 
 VOCAB_SIZE, HORIZON = 4, 3
@@ -265,3 +265,17 @@ class TestChoose:
 
     def test_a_prompt_as_long_as_the_window_leaves_nothing(self) -> None:
         assert choose([Document(list(range(12)), 9, 1.0)], max_length=8, most=9, seed=0) == []
+
+
+def test_what_is_missing_is_said() -> None:
+    def held_out(*temperatures: float | None) -> list[Document]:
+        return [Document([1, 2, 3], temperature=temperature) for temperature in temperatures]
+
+    greedy = "no held-out text at temperature 0, so no greedy acceptance length"
+    sampled = "no held-out text at temperature 1, so no sampled acceptance length"
+    assert missing_figures(held_out(0.0, 1.0)) == missing_figures(held_out(None)) == []
+    assert missing_figures(held_out(1.0, 0.7)) == [greedy]
+    assert missing_figures(held_out(0.0)) == [sampled]
+    assert missing_figures(held_out(0.7)) == [greedy, sampled]
+    assert by_temperature(held_out(1.0, 0.0, 1.0, None)) == "1 at temperature 0, 2 at temperature 1"
+    assert by_temperature(held_out(None)) == ""

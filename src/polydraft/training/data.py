@@ -217,6 +217,9 @@ def split(
 ) -> tuple[list[Document], list[Document]]:
     """(training, held-out) by whole documents, seeded; at least one document on each side.
 
+    The share is that of every temperature by itself, and at least one document of it, as long as one is left
+    to learn from: held-out figures are told by temperature.
+
     Raises:
         InputError: fewer than two documents, or a share outside (0, 1).
     """
@@ -226,8 +229,17 @@ def split(
         raise InputError("the data is one single document: give at least two, so that one can be held out")
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
-    count = min(max(round(held_out * len(documents)), 1), len(documents) - 1)
-    return [documents[i] for i in sorted(order[count:])], [documents[i] for i in sorted(order[:count])]
+    groups: dict[float | None, list[int]] = {}
+    for place in order:
+        groups.setdefault(documents[place].temperature, []).append(place)
+    chosen: list[int] = []
+    for group in groups.values():
+        chosen += group[: min(max(round(held_out * len(group)), 1), len(group) - 1)]
+    held = set(chosen or order[:1])  # one of each temperature: any of them
+    return (
+        [document for place, document in enumerate(documents) if place not in held],
+        [document for place, document in enumerate(documents) if place in held],
+    )
 
 
 def frequent_tokens(documents: Iterable[Document], *, size: int, vocab_size: int) -> list[int]:

@@ -42,7 +42,7 @@ from polydraft.training.rounds import OnlineDataset, Writer
 from polydraft.training.start import new_head
 from polydraft.training.trainer import DraftTrainer
 from polydraft.training.trunk import check_trunk, make_trunk
-from polydraft.training.validation import choose
+from polydraft.training.validation import by_temperature, choose, missing_figures
 from polydraft.versions import versions
 
 OnNote = Callable[[str], None]
@@ -124,6 +124,8 @@ def train(
             check_base(DraftConfig.from_pretrained(checkpoint).base_model or {}, model, tokenizer)
     on_note(describe(training, held_out) if writer is None else writer.describe(held_out))
     text = {"training_tokens": tokens_of(training)} if writer is None else {}
+    for line in missing_figures(held_out):
+        on_note(line)
     if any(window.temperature is None for window in held_out):
         on_note(GUESS)
     if cache is not None:
@@ -280,9 +282,10 @@ def peak_memory_mib() -> int:
 
 def describe(training: Sequence[Document], held_out: Sequence[Document]) -> str:
     """One line about the data."""
-    tokens = tokens_of(training)
+    tokens, shares = tokens_of(training), by_temperature(held_out)
     return (
         f"{len(training):,} windows with {tokens:,} tokens to learn from; {len(held_out):,} windows held out"
+        + (f" ({shares})" if shares else "")
     )
 
 

@@ -9,6 +9,7 @@ text they say what decoding would accept had the model written it: a guess.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,6 +47,22 @@ def choose(documents: Sequence[Document], *, max_length: int, most: int, seed: i
         window for found in by_temperature.values() for window in rng.sample(found, min(most, len(found)))
     ]
     return sorted(drawn, key=lambda window: len(window.input_ids))
+
+
+def missing_figures(documents: Sequence[Document]) -> list[str]:
+    """Which ways of decoding there are no held-out texts for, a line each."""
+    found = {document.temperature for document in documents}
+    return [
+        f"no held-out text at temperature {temperature:g}, so no {name} acceptance length"
+        for name, temperature in TEMPERATURES.items()
+        if not found & {None, temperature}
+    ]
+
+
+def by_temperature(documents: Sequence[Document]) -> str:
+    """How many there are of each temperature, in words; empty where none is known."""
+    counts = Counter(d.temperature for d in documents if d.temperature is not None)
+    return ", ".join(f"{count:,} at temperature {t:g}" for t, count in sorted(counts.items()))
 
 
 @dataclass(kw_only=True)
