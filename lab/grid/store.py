@@ -60,7 +60,7 @@ class Store:
             for name in RECORDS:
                 if not (folder / name).is_file():
                     raise InputError(
-                        f"{folder} holds a head but no {name}, which says how it was made: put the file back, "
+                        f"{folder} holds a head but no {name}, which says how it was made: put it back, "
                         "or remove the folder to make it anew"
                     )
 
