@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -52,7 +53,7 @@ def load(model: str, head: str | None = None, *, dtype: str = "auto", adapter: s
             raise InputError(f"give the head of {model!r}: polydraft.load(model, head)")
         head = EMBEDDED
     chosen = parse_dtype(dtype)
-    head_source(head)
+    find_head(head)
     base, tokenizer = load_model(model, dtype=chosen, adapter=adapter)
     return Loaded(base, tokenizer, load_head(head, model=base, tokenizer=tokenizer))
 
@@ -109,6 +110,7 @@ def load_model(
     dtype: torch.dtype,
     adapter: str | None = None,
     on_progress: OnProgress | None = None,
+    check: Callable[[PreTrainedTokenizerBase], object] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, in eval mode on `default_device()`.
 
@@ -118,6 +120,7 @@ def load_model(
             `./smollm2-135m-instruct`.
         adapter: a LoRA adapter to put into the model, as `adapter_folder` takes it.
         on_progress: called with a line for each stage when the embedded model is converted.
+        check: called with the tokenizer before the model itself is loaded, to raise where it will not do.
 
     Raises:
         InputError: nothing can be loaded under `name`; one line says why.
@@ -125,8 +128,11 @@ def load_model(
     source = source_of(name, on_progress=on_progress)
     with one_line_errors(name, what="model"):
         source, revision = pinned(source)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if check is not None:
+        check(tokenizer)
+    with one_line_errors(name, what="model"):
+        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
     set_commit(model.config, commit(source, revision))
     if name == EMBEDDED:
         model.config.name_or_path = model.name_or_path = EMBEDDED
@@ -156,6 +162,21 @@ def load_head(
         InputError: no head is there, it is damaged, it was trained for another model, or it does not have
             so many components.
     """
+    source, revision, config = find_head(name, components=components)
+    with one_line_errors(name, what="head"):
+        head = DraftHead.from_pretrained(source, revision=revision, config=config, dtype=model.dtype)
+    return cast(DraftHead, head).attach(model, tokenizer)
+
+
+def find_head(name: str, *, components: int | None = None) -> tuple[str, str, DraftConfig]:
+    """Folder or hub id of a head, its revision and its configuration; nothing else is read.
+
+    Args:
+        components: as of `load_head`.
+
+    Raises:
+        InputError: no head is there, or it does not have so many components.
+    """
     source = head_source(name)
     with one_line_errors(name, what="head"):
         source, revision = pinned(source)
@@ -163,8 +184,7 @@ def load_head(
         config = DraftConfig.from_pretrained(source, revision=revision)
         if components is not None:
             config = DraftConfig(**config.to_dict() | {"components": components})
-        head = DraftHead.from_pretrained(source, revision=revision, config=config, dtype=model.dtype)
-    return cast(DraftHead, head).attach(model, tokenizer)
+    return source, revision, config
 
 
 def check_is_head(source: str, *, revision: str = MAIN) -> None:

@@ -87,6 +87,12 @@ def resolve(name: str, *, what: str) -> str:
         if not (path / "config.json").is_file():
             raise InputError(f"{name!r} is no {what} folder: it has no config.json")
         return str(path)
+    if path.is_file():
+        kind = "GGUF weights are not read" if path.suffix == ".gguf" else "a file is no model"
+        raise InputError(
+            f"{name!r}: {kind}: give a transformers folder (config.json, weights, tokenizer), a hub id "
+            f"(owner/name), or {EMBEDDED!r}"
+        )
     if path.exists() or not HUB_ID.fullmatch(name) or ("/" in name and path.parent.is_dir()):
         raise InputError(
             f"no {what} folder at {name!r}: give a folder, a hub id (owner/name), or {EMBEDDED!r}"

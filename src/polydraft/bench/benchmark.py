@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from polydraft.bench.prompts import Prompt
 from polydraft.bench.runs import Run, Sampling, run_drafted, run_plain, run_undrafted
+from polydraft.decoding.refusals import refuse_length
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.heads import DraftHead
 
@@ -102,6 +103,19 @@ def warm_up(
     compare(model, head, tokenizer, prompt, few)
 
 
+def check_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], sampling: Sampling
+) -> None:
+    """Refuse prompts that cannot be encoded, or that this model cannot continue so far.
+
+    Raises:
+        InputError: names the prompt, its token without an embedding, or the positions that there are.
+    """
+    for prompt in prompts:
+        length = len(prompt.encode(tokenizer, model=model))
+        refuse_length(model, shortest=length, longest=length + sampling.max_new_tokens)
+
+
 def benchmark(
     model: PreTrainedModel,
     head: DraftHead,
@@ -117,10 +131,9 @@ def benchmark(
         on_result: called after each prompt.
 
     Raises:
-        InputError: a prompt that this tokenizer cannot encode; before anything runs.
+        InputError: as of `check_prompts`, before anything runs.
     """
-    for prompt in prompts:
-        prompt.encode(tokenizer)
+    check_prompts(model, tokenizer, prompts, sampling)
     warm_up(model, head, tokenizer, prompts[0], sampling)
     results = []
     for index, prompt in enumerate(prompts):

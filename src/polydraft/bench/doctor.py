@@ -53,7 +53,7 @@ def examine(
         PolydraftError: as of `Compiled`.
         OSError: the user's cache cannot be written.
     """
-    ids = [prompt.encode(tokenizer) for prompt in prompts]
+    ids = [prompt.encode(tokenizer, model=model) for prompt in prompts]
     drafting = Plan(**sampling.modes).drafts(model, do_sample=not sampling.greedy)
     tree = drafting == "tree"
     if tree or rows > 1:

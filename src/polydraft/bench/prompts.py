@@ -75,8 +75,12 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:
-    """The prompts called `name` as plain rows, `content` with `kind`; see `prompts_path`, `read_prompts`."""
-    prompts = read_prompts(prompts_path(name))
+    """The prompts called `name`, `as_rows`; see `prompts_path`, `read_prompts`."""
+    return as_rows(read_prompts(prompts_path(name)))
+
+
+def as_rows(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Prompts as plain rows, `content` with `kind`."""
     return [prompt.content | ({"kind": prompt.kind} if prompt.kind else {}) for prompt in prompts]
 
 

@@ -66,7 +66,7 @@ def bench(
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from polydraft.bench.benchmark import Comparison, benchmark
+    from polydraft.bench.benchmark import Comparison, benchmark, check_prompts
     from polydraft.bench.plots import plot_report
     from polydraft.bench.prompts import prompts_path, read_prompts
     from polydraft.bench.report import check_writable, report, write_report
@@ -99,7 +99,9 @@ def bench(
         components=components,
         adapter=adapter,
         verifier=verifier,
+        check=lambda tokenizer: [prompt.encode(tokenizer) for prompt in questions],
     )
+    check_prompts(session.model, session.tokenizer, questions, sampling)
     console.print(session.threads)
     options.prepare(session, sampling, console=console)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())

@@ -55,12 +55,13 @@ def collect(
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from polydraft.bench.prompts import read_rows
+    from polydraft.bench.prompts import as_rows, prompts_path, read_prompts
     from polydraft.loading import source_of
     from polydraft.training import collect as room
 
     console = options.error_console()
-    rows = read_rows(prompts)
+    found = read_prompts(prompts_path(prompts))
+    rows = as_rows(found)
     chosen = room.CollectOptions(
         temperatures=tuple(temperature or (0.0, 1.0)),
         max_new_tokens=max_new_tokens,
@@ -71,7 +72,13 @@ def collect(
         seed=seed,
     )
     turn = room.parse_worker(worker)
-    base, tokenizer, note = options.open_model(model=model, dtype=dtype, threads=threads, console=console)
+    base, tokenizer, note = options.open_model(
+        model=model,
+        dtype=dtype,
+        threads=threads,
+        console=console,
+        check=lambda tokenizer: [prompt.encode(tokenizer) for prompt in found],
+    )
     console.print(note)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

@@ -47,10 +47,12 @@ def components(
     from polydraft.errors import InputError
     from polydraft.extras import install
     from polydraft.training.curves import can_plot
+    from polydraft.training.data import check_paths
     from polydraft.training.gating import TextSample
 
     console = options.error_console()
     sample = TextSample(windows=windows, anchors_per_window=anchors_per_window)
+    check_paths(data)
     for path in (json_path, plot_path):
         if path is not None:
             check_writable(path)

@@ -76,6 +76,7 @@ def doctor(
         components=components,
         adapter=adapter,
         verifier=verifier,
+        check=lambda tokenizer: [prompt.encode(tokenizer) for prompt in chosen],
     )
     console.print(session.threads)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())

@@ -13,6 +13,7 @@ import typer
 from polydraft.cli import options
 from polydraft.errors import InputError
 from polydraft.modes import DRAFTING, VERIFICATION, VERIFIER
+from polydraft.textfiles import read_text
 
 
 def generate(
@@ -106,6 +107,7 @@ def generate(
         prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         compiled=compiled,
     )
+    request = Prompt(content={"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text})
     console = options.error_console()
     session = options.open_session(
         model=model,
@@ -116,11 +118,11 @@ def generate(
         components=components,
         adapter=adapter,
         verifier=verifier,
+        check=request.encode,
     )
-    options.prepare(session, sampling, console=console)
     base, tokenizer = session.model, session.tokenizer
-    request = Prompt(content={"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text})
-    ids = request.encode(tokenizer)
+    ids = request.encode(tokenizer, model=base)
+    options.prepare(session, sampling, console=console)
     streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     compared = None
     if compare:
@@ -164,12 +166,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
         raise InputError("give the prompt either as an argument (- reads stdin) or by --prompt-file")
     if file is None:
         return sys.stdin.read() if prompt == "-" else str(prompt)
-    try:
-        return file.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{file}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text") from error
+    return read_text(file)
 
 
 def summary(found: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,6 +117,10 @@ Threads = Annotated[
 ]
 
 
+Check = Callable[["PreTrainedTokenizerBase"], object]
+"""What is asked of a tokenizer before its model is loaded; raises where it will not do."""
+
+
 @dataclass(frozen=True)
 class Session:
     """A loaded model with its head. `threads` is a line that says how many run, and why."""
@@ -147,14 +152,25 @@ def begin(*, dtype: str, threads: int | None, console: Console) -> tuple[torch.d
 
 
 def open_model(
-    *, model: str, dtype: str, threads: int | None, console: Console, adapter: str | None = None
+    *,
+    model: str,
+    dtype: str,
+    threads: int | None,
+    console: Console,
+    adapter: str | None = None,
+    check: Check | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Load `model`, showing the stages on `console`; last comes the line about threads."""
+    """Load `model`, showing the stages on `console`; last comes the line about threads.
+
+    `check` is called with the tokenizer before the model itself is loaded.
+    """
     parsed, note = begin(dtype=dtype, threads=threads, console=console)
     from polydraft import loading
 
     with console.status(f"loading {model}"):
-        base, tokenizer = loading.load_model(model, dtype=parsed, adapter=adapter, on_progress=console.print)
+        base, tokenizer = loading.load_model(
+            model, dtype=parsed, adapter=adapter, on_progress=console.print, check=check
+        )
     return base, tokenizer, note
 
 
@@ -179,17 +195,24 @@ def open_session(
     components: int | None = None,
     adapter: str | None = None,
     verifier: str = VERIFIER,
+    check: Check | None = None,
 ) -> Session:
-    """Load `model` and `head`, showing the stages on `console`; arguments as the user gave them."""
+    """Load `model` and `head`, showing the stages on `console`; arguments as the user gave them.
+
+    What can be told of names, options and the head's configuration is checked before the model is loaded; so
+    is what `check` makes of the tokenizer.
+    """
     with console.status("starting"):
         from polydraft import loading
         from polydraft.decoding.adapted import verify_with_base
-        from polydraft.sources import head_source
+        from polydraft.sources import adapter_folder
 
         check_verifier(verifier, adapter=adapter is not None)
-        head_source(head)
+        loading.find_head(head, components=components)
+        if adapter is not None:
+            adapter_folder(adapter)
     base, tokenizer, note = open_model(
-        model=model, dtype=dtype, threads=threads, console=console, adapter=adapter
+        model=model, dtype=dtype, threads=threads, console=console, adapter=adapter, check=check
     )
     attached = loading.load_head(head, model=base, tokenizer=tokenizer, components=components)
     if verifier == "base":

@@ -27,11 +27,16 @@ def prune(
 
     `polydraft components` shows what each carries. The new head is stored in --dtype.
     """
+    from polydraft.loading import find_head
     from polydraft.training import prune as room
+    from polydraft.training.data import check_paths
     from polydraft.training.gating import TextSample
 
     console = options.error_console()
     sample = TextSample(windows=windows, anchors_per_window=anchors_per_window)
+    check_paths(data)
+    room.check_out(out)
+    room.check_keep(find_head(head)[2], keep)
     session = options.open_session(model=model, head=head, dtype=dtype, threads=threads, console=console)
     with console.status("measuring the load"):
         record = room.prune(

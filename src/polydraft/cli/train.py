@@ -232,11 +232,12 @@ def train(
     from polydraft.errors import InputError
     from polydraft.extras import install
     from polydraft.hub import write_card
-    from polydraft.loading import load_head
-    from polydraft.sources import head_source
+    from polydraft.loading import find_head, load_head
     from polydraft.training import distributed
     from polydraft.training.curves import can_plot, plot_curves
-    from polydraft.training.online import parse_online
+    from polydraft.training.data import check_paths
+    from polydraft.training.folder import check_free
+    from polydraft.training.online import check_texts, parse_online
     from polydraft.training.options import TrainOptions, default_rank
     from polydraft.training.run import train as run
 
@@ -299,8 +300,10 @@ def train(
             "max_new_tokens": max_new_tokens,
         },
     )
+    check_paths(data or [])
+    check_free(out, resume=resume)
     if init_from is not None:
-        head_source(init_from)
+        find_head(init_from)
     distributed.start(timeout=peer_timeout)
     if trunk == "scratch":
         base, vocabulary, note = options.open_scratch(
@@ -310,7 +313,11 @@ def train(
         raise InputError("--tokenizer belongs to --trunk scratch: any other model has its own")
     else:
         base, vocabulary, note = options.open_model(
-            model=model, dtype=dtype, threads=threads, console=console
+            model=model,
+            dtype=dtype,
+            threads=threads,
+            console=console,
+            check=lambda found: check_texts(text or data or [], found),
         )
     console.print(note)
     with TrainingProgress(console, steps=steps) as progress:

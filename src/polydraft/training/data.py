@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,15 @@ def read_documents(
         names = ", ".join(map(str, paths))
         raise InputError(f"no text in {names}: give .txt, .jsonl, source folders or a saved dataset")
     return documents
+
+
+def check_first(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Read the first document of a path, to see before a model is loaded whether its form will do.
+
+    Raises:
+        InputError: as of `read_documents`.
+    """
+    next(_read_path(path, _Reader(tokenizer=tokenizer, rows=sys.maxsize)), None)
 
 
 def take_documents(

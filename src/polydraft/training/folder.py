@@ -55,30 +55,42 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
-def check_folder(out: Path, identity: dict[str, Any], *, resume: bool) -> str | None:
-    """Check that `out` is free, or holds the same run; returns the checkpoint to continue from.
+def check_free(out: Path, *, resume: bool) -> None:
+    """Check that `out` is free, or holds a run to continue.
 
     Raises:
-        InputError: `out` holds a run and `resume` is off, a finished one, or one of other options or data.
+        InputError: it is no folder, holds a run and `resume` is off, a finished one, or something else.
     """
-    record = out / "run.json"
-    if record.exists():
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: choose another --out")
+    if (out / "run.json").exists():
         if (out / "config.json").exists():
             raise InputError(f"{out} holds a finished run: choose another --out")
         if not resume:
             raise InputError(
                 f"{out} already holds a training run: continue it with --resume, or choose another --out"
             )
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no training run: choose another --out")
+    elif resume:
+        raise InputError(f"{out} holds no training run to resume")
+
+
+def check_folder(out: Path, identity: dict[str, Any], *, resume: bool) -> str | None:
+    """Check that `out` is free, or holds the same run; returns the checkpoint to continue from.
+
+    Raises:
+        InputError: as of `check_free`, or a run of other options or data.
+    """
+    check_free(out, resume=resume)
+    record = out / "run.json"
+    if record.exists():
         names = differences(json.loads(record.read_text()), json.loads(json.dumps(identity)))
         if names:
             raise InputError(
                 f"{out} holds a run of other options or data ({', '.join(names)}): give the same ones, or "
                 "choose another --out"
             )
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no training run: choose another --out")
-    elif resume:
-        raise InputError(f"{out} holds no training run to resume")
     return last_complete_checkpoint(out / "checkpoints")
 
 

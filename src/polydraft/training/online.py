@@ -7,7 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from polydraft.errors import InputError
+from polydraft.training.collect import encode_prompt
+from polydraft.training.data import check_first
 from polydraft.training.options import TrainOptions
 from polydraft.training.temperatures import check_temperatures
 
@@ -81,6 +85,20 @@ def parse_online(
     if prompts is None:
         raise InputError("--online needs --prompts FILE")
     return Online(prompts=tuple(prompts()), **given)
+
+
+def check_texts(data: Sequence[Path] | Online, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse prompts that cannot be encoded, and the first row of a file that cannot.
+
+    Raises:
+        InputError: names the prompt, or file and row.
+    """
+    if isinstance(data, Online):
+        for number, row in enumerate(data.prompts, start=1):
+            encode_prompt(row, tokenizer, where=f"prompt {number}")
+        return
+    for path in data:
+        check_first(path, tokenizer)
 
 
 def check_online(options: TrainOptions, *, cached: bool) -> None:

@@ -46,8 +46,7 @@ def prune(
         InputError: `keep` does not fit, `out` is taken, or the data is bad.
     """
     check_keep(head.config, keep)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is not empty: choose another --out")
+    check_out(out)
     documents = take_documents(data, model, tokenizer)
     load, anchors = component_load(head, model, documents, sample=sample)
     kept = sorted(load.argsort(descending=True, stable=True)[:keep].tolist())
@@ -67,6 +66,16 @@ def prune(
     }
     save_whole(smaller, out)
     return record
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        InputError: it does.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty: choose another --out")
 
 
 def check_keep(config: DraftConfig, keep: int) -> None:
