@@ -79,9 +79,9 @@ def test_refused_before_loading(root: Path, monkeypatch: pytest.MonkeyPatch, com
 
 def test_files_where_a_folder_is_wanted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate = "generate --head {0}/head hello --model {0}/"
-    assert "GGUF weights are not read: give a transformers folder" in refused(
+    assert "GGUF weights are not read: give a folder with config.json" in refused(
         root, generate + "weights.gguf", monkeypatch
     )
-    assert "a file is no model: give a transformers folder" in refused(
+    assert "a file is no model: give a folder with config.json" in refused(
         root, generate + "plain/config.json", monkeypatch
     )

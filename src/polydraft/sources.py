@@ -90,8 +90,8 @@ def resolve(name: str, *, what: str) -> str:
     if path.is_file():
         kind = "GGUF weights are not read" if path.suffix == ".gguf" else "a file is no model"
         raise InputError(
-            f"{name!r}: {kind}: give a transformers folder (config.json, weights, tokenizer), a hub id "
-            f"(owner/name), or {EMBEDDED!r}"
+            f"no {what} folder at {name!r}: {kind}: give a folder with config.json, weights and tokenizer, a "
+            f"hub id (owner/name), or {EMBEDDED!r}"
         )
     if path.exists() or not HUB_ID.fullmatch(name) or ("/" in name and path.parent.is_dir()):
         raise InputError(
