@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from polydraft.errors import InputError
@@ -82,6 +83,7 @@ def vllm_writer(
         os.environ.setdefault(name, value)
     vllm: Any = importlib.import_module("vllm")
     name, revision = pinned(source)
+    eager = not torch.cuda.is_available()  # on CPUs compiling takes minutes before the first token
     engine = vllm.LLM(
         model=name,
         revision=revision,
@@ -89,6 +91,7 @@ def vllm_writer(
         max_model_len=longest,
         max_num_seqs=rows,
         skip_tokenizer_init=True,
+        enforce_eager=eager,
     )
 
     def write(batch: Batch, temperatures: Sequence[float], seed: int) -> list[list[int]]:
