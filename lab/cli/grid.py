@@ -40,10 +40,12 @@ class GridProgress:
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
         """A bar with the last thing done."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+        from polydraft.cli.progress import Bar
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console) as progress:
+        with Bar(*columns, console=self.console) as progress:
             task = progress.add_task(what, total=total)
             yield lambda line: progress.update(task, advance=1, description=f"{what}: {line}")
 

@@ -89,7 +89,7 @@ def peers(
     They run in turn on each prompt, greedily and sampled, alone and in batches; each is compared with plain
     decoding of the same round.
     """
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
     from lab.peers.contestants import parse_peer_head
     from lab.peers.plots import plot_peers
@@ -98,6 +98,7 @@ def peers(
     from lab.peers.run import Peers
     from polydraft.bench.prompts import prompts_path, read_prompts
     from polydraft.bench.runs import Sampling
+    from polydraft.cli.progress import Bar
     from polydraft.extras import install
     from polydraft.sources import head_source
     from polydraft.training.curves import can_plot
@@ -129,7 +130,7 @@ def peers(
         session.model, session.tokenizer, contestants, questions, sampling, out=out, settings=settings
     )
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with Bar(*columns, console=console) as progress:
         task = progress.add_task("rounds", total=len(rounds))
 
         def advance(one: Round) -> None:

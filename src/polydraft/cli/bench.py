@@ -64,13 +64,14 @@ def bench(
     plain tokens per second, the prompt's own forward included; that of several is the median of theirs.
     With --compile plain decoding is compiled too, and both are also compared with plain decoding that is not.
     """
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
     from polydraft.bench.benchmark import Comparison, benchmark, check_prompts
     from polydraft.bench.plots import plot_report
     from polydraft.bench.prompts import prompts_path, read_prompts
     from polydraft.bench.report import check_writable, report, write_report
     from polydraft.bench.runs import Sampling
+    from polydraft.cli.progress import Bar
     from polydraft.extras import install
     from polydraft.training.curves import can_plot
 
@@ -105,7 +106,7 @@ def bench(
     console.print(session.threads)
     options.prepare(session, sampling, console=console)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with Bar(*columns, console=console) as progress:
         task = progress.add_task("prompts", total=len(questions))
 
         def advance(result: Comparison) -> None:

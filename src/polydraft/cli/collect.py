@@ -53,9 +53,10 @@ def collect(
     Resumable: run the same command again. `polydraft train --data OUT` reads it. The folder's recipe.json
     says how the text was made, its summary.json how much there is and how much of it ends in a loop.
     """
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from polydraft.bench.prompts import as_rows, prompts_path, read_prompts
+    from polydraft.cli.progress import Bar
     from polydraft.loading import source_of
     from polydraft.training import collect as room
 
@@ -81,7 +82,7 @@ def collect(
     )
     console.print(note)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Bar(*columns, console=console) as progress:
         task = progress.add_task("shards", total=None)
 
         def advance(done: int, total: int, tokens: int) -> None:

@@ -47,12 +47,13 @@ def doctor(
     generation does with the same options. What it knows of this machine, to decide how much to draft, is
     renewed.
     """
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
     from polydraft.bench.advice import advice
     from polydraft.bench.doctor import examine, some_of_each_kind, stages
     from polydraft.bench.prompts import prompts_path, read_prompts
     from polydraft.bench.runs import Sampling
+    from polydraft.cli.progress import Bar
     from polydraft.errors import InputError
 
     console = options.error_console()
@@ -80,7 +81,7 @@ def doctor(
     )
     console.print(session.threads)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Bar(*columns, console=console, transient=True) as progress:
         total = stages(rows=batch, prompts=len(chosen), compiled=compiled)
         task = progress.add_task("", total=total, completed=-1)
         found = examine(

@@ -1,13 +1,57 @@
-"""The progress line of a training run."""
+"""How far a long command is: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+SECONDS = 60.0
+"""Between two lines, where there is no terminal to draw on."""
+
+
+class Bar(Progress):
+    """A bar on a terminal; in a file or a pipe a line every `SECONDS`: what, how much, time left."""
+
+    def __init__(self, *columns: str | ProgressColumn, console: Console, transient: bool = False) -> None:
+        super().__init__(*columns, console=console, transient=transient)
+        self._told = time.monotonic()
+        self._begun: dict[TaskID, tuple[float, float]] = {}
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """As `Progress.update`."""
+        super().update(task_id, **fields)
+        task, now = self.tasks[self.task_ids.index(task_id)], time.monotonic()
+        began, first = self._begun.setdefault(task_id, (now, task.completed))
+        if self.console.is_interactive or now - self._told < SECONDS:
+            return
+        self._told = now
+        done, total = task.completed - first, task.total
+        line = f"{task.description} {task.completed:,.0f}"
+        if total is not None:
+            line += f" of {total:,.0f}"
+            if done > 0:
+                line += f", {words((now - began) / done * (total - task.completed))} left"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def words(seconds: float) -> str:
+    """A time to wait, as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class TrainingProgress(TrainerCallback):
@@ -19,8 +63,8 @@ class TrainingProgress(TrainerCallback):
 
     def __init__(self, console: Console, *, steps: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task("training", total=steps, start=False)
+        self._progress = Bar(*columns, console=console)
+        self._task = self._progress.add_task("step", total=steps, start=False)
 
     def __enter__(self) -> TrainingProgress:
         self._progress.start()
@@ -54,7 +98,7 @@ class TrainingProgress(TrainerCallback):
         **rest: Any,
     ) -> None:
         """Say how far the held-out figures are."""
-        self._progress.update(self._task, description=f"held out: {done:,} of {total:,} windows")
+        self._progress.update(self._task, description=f"held out: {done:,} of {total:,} windows, step")
 
     def on_log(
         self,
@@ -69,7 +113,7 @@ class TrainingProgress(TrainerCallback):
         if "loss" in logs and "positions_per_second" in logs:
             least = min((v for k, v in logs.items() if k.startswith("load_")), default=1.0)
             speed = f"{logs['positions_per_second']:.0f} positions/s"
-            text = f"loss {logs['loss']:.3f}, {speed}, least used component {least:.0%}"
+            text = f"loss {logs['loss']:.3f}, {speed}, least used component {least:.0%}, step"
             self._progress.update(self._task, description=text)
         if "eval_nll" in logs:
             shown = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
