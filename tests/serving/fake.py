@@ -43,7 +43,10 @@ class SteppedBatch:
         self.admitted += rows
         self._grow(rows)
 
-    def step(self) -> None:
+    def read(self) -> None:
+        """Nothing is left to read."""
+
+    def cycle(self) -> None:
         """One letter more for each, when it is time."""
         assert self.turns.acquire(timeout=30)
         if self.fails is not None:

@@ -29,6 +29,8 @@ END = 2
 NEW = 40
 LENGTH = 96
 """Tokens of a prompt and its answer."""
+CHUNK = 8
+"""Tokens of prompts read between two cycles, so that most prompts here are read in several chunks."""
 HTTP = httpx.Client(verify=False, timeout=60)
 """For every test: making one reads the machine's certificates, which takes longer than most requests."""
 PROMPTS = ("hello", "def f(x):", "Über 😀", "1, 2, 3,", "a", "The sky is", "<bos>user: hi<eos>", "\n\n")
@@ -55,7 +57,7 @@ def tiny_served(
     model, tokenizer = tiny()
     head = oracle_of_many(model, answered())
     plan = Plan(drafting=drafting, draft_length=HORIZON, prompt_lookup_num_tokens=prompt_lookup_num_tokens)
-    limits = {"max_model_len": LENGTH} | more
+    limits = {"max_model_len": LENGTH, "prefill_chunk_size": CHUNK} | more
     return served(model, head, tokenizer, name=NAME, rows=rows, plan=plan, **limits)
 
 

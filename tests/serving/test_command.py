@@ -44,6 +44,7 @@ def _nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     ("args", "fragment"),
     [
         (("--max-num-seqs", 0), "max_num_seqs must be at least 1"),
+        (("--prefill-chunk-size", 0), "prefill_chunk_size must be at least 1"),
         (("--timeout-seconds", 0), "timeout_seconds must be above 0"),
         (("--allowed-host", "a", "--allowed-host", "http://b"), "'http://b' is no host's name: leave out"),
         (("--allowed-host", "b:80"), "'b:80' is no host's name"),

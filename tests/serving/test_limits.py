@@ -210,6 +210,27 @@ def test_a_client_that_leaves_frees_its_row(
         client.close()
 
 
+def test_a_client_that_leaves_during_its_prompt_frees_it() -> None:
+    """Of a prompt of ten chunks no more are read than had begun."""
+    turns, read = threading.Semaphore(0), []
+
+    def wait(*given: Any) -> None:
+        read.append(1)
+        assert turns.acquire(timeout=30)
+
+    with running(tiny_served(rows=1)) as server, httpx.Client(verify=False, timeout=0.5) as client:
+        handle = tiny()[0].register_forward_pre_hook(wait)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(f"{server.url}/v1/completions", json=BODY | {"prompt": [70] * 80})
+        until(lambda: all(job.cancelled for job, _ in server.service.worker._active))
+        turns.release()
+        until(lambda: placed(server, 0, 0))
+        handle.remove()
+        assert len(read) == 1
+        assert server.metric("request_success_total", finished_reason="abort") == 1
+        assert post(server).status_code == 200
+
+
 def test_a_stream_that_is_left_frees_its_row(server: Running, batch: SteppedBatch) -> None:
     body = BODY | {"stream": True, "max_tokens": 80}
     with HTTP.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
@@ -361,6 +382,7 @@ def test_a_second_signal_does_not_wait(
     [
         ("max_num_seqs", 0),
         ("max_queue", 0),
+        ("prefill_chunk_size", 0),
         ("max_body_bytes", 0),
         ("timeout_seconds", 0),
         ("timeout_seconds", float("nan")),

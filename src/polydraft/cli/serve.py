@@ -56,6 +56,10 @@ def serve(
             help="Tokens of prompt and answer; by default as many as the model takes.", show_default=False
         ),
     ] = None,
+    prefill_chunk_size: Annotated[
+        int,
+        typer.Option(help="Tokens of prompts read at a time; the texts that are being written grow between."),
+    ] = 256,
     timeout_seconds: Annotated[float, typer.Option(help="Limit of a request, waiting included.")] = 600.0,
     shutdown_seconds: Annotated[
         float, typer.Option(help="After SIGTERM, what was begun gets so long to finish.")
@@ -83,6 +87,7 @@ def serve(
         api_key=api_key,
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
+        prefill_chunk_size=prefill_chunk_size,
         timeout_seconds=timeout_seconds,
         shutdown_seconds=shutdown_seconds,
         max_body_bytes=max_body_bytes,
@@ -124,6 +129,7 @@ def serve(
             rows=max_num_seqs,
             plan=plan,
             max_model_len=max_model_len,
+            prefill_chunk_size=settings.prefill_chunk_size,
         )
         opened = service.open_service(what, settings)
     console.print(session.threads)

@@ -65,10 +65,14 @@ class Follower:
             self._reader.tell(self._adapted(tokens), after)
         return self._reader.joint()
 
+    def catch_up(self) -> None:
+        """Let the head read now what it was told of, all but the last position of each row."""
+        self._reader.catch_up()
+
     def join(self, other: Follower) -> None:
         """Follow the rows of another one too; neither may have an adapted model."""
         assert self._adapted is None and other._adapted is None
-        other._reader.catch_up()
+        other.catch_up()
         self._reader.join(other._reader)
         self._unread += other._unread
 

@@ -30,6 +30,7 @@ from polydraft.decoding.noise import GumbelNoise
 from polydraft.decoding.penalties import OccurrencePenalty
 from polydraft.decoding.plan import Plan
 from polydraft.decoding.processing import of_row
+from polydraft.decoding.reading import Readings
 from polydraft.decoding.refusals import longest_text, refuse_batch, refuse_model
 from polydraft.decoding.row import Row
 from polydraft.decoding.stateless import describe, keeping_state
@@ -155,6 +156,8 @@ class LiveBatch:
     Args:
         head: attached to `model`, or attachable. rows: how many texts at once.
         plan: how to draft; its costs are measured here, and the model compiled, where they are not yet.
+        prefill_chunk_size: tokens of prompts read between two cycles of the texts at work; None reads every
+            prompt when it is admitted.
 
     Attributes:
         dead: nothing more can be admitted.
@@ -164,11 +167,19 @@ class LiveBatch:
     """
 
     def __init__(
-        self, model: PreTrainedModel, head: DraftHead, *, rows: int, plan: Plan | None = None
+        self,
+        model: PreTrainedModel,
+        head: DraftHead,
+        *,
+        rows: int,
+        plan: Plan | None = None,
+        prefill_chunk_size: int | None = None,
     ) -> None:
         plan = Plan() if plan is None else plan
         if rows < 1:
             raise InputError(f"a batch needs at least one row, got {rows}")
+        if prefill_chunk_size is not None and prefill_chunk_size < 1:
+            raise InputError(f"prefill_chunk_size must be 1 or more, got {prefill_chunk_size}")
         if plan.verification != VERIFICATION:
             raise InputError("a live batch couples its draws: leave verification out")
         refuse_model(model)
@@ -189,17 +200,22 @@ class LiveBatch:
             policy=policy,
             copying=copying,
         )
-        self._open_trunk = plan.opener(model, head, rows=rows)
-        self._taps = head.config.taps
-        self._loop: Loop | None = None
         self.dead = False
         self.rows = rows
         self.longest = longest_text(model)
+        opened, taps = plan.opener(model, head, rows=rows), head.config.taps
+        self._readings = Readings(
+            self._engine,
+            open_trunk=lambda rows: opened(taps=taps, rows=rows, longest=self.longest),
+            chunk=prefill_chunk_size,
+        )
+        self._reads_at_once = prefill_chunk_size is None
+        self._loop: Loop | None = None
 
     @property
     def active(self) -> list[Row]:
-        """The texts at work."""
-        return [] if self._loop is None else list(self._loop.active)
+        """The texts at work, and those whose prompts are not read yet."""
+        return [*([] if self._loop is None else self._loop.active), *self._readings.rows]
 
     @property
     def free(self) -> int:
@@ -210,7 +226,8 @@ class LiveBatch:
     def admit(self, rows: Sequence[LiveRow]) -> list[LiveRow]:
         """Read the prompts and write the first token of each; returns those that have ended with it.
 
-        If reading them fails, none is admitted, and those at work go on.
+        If reading them fails, none is admitted, and those at work go on. With `prefill_chunk_size` nothing
+        is read yet.
 
         Raises:
             InputError: more than are free, a text could outgrow the model, or a processor that may keep a
@@ -226,23 +243,16 @@ class LiveBatch:
         for row in rows:
             self._check(row)
         self._check_owners(rows)
-        if not rows:
-            return []
-        trunk = self._open_trunk(taps=self._taps, rows=len(rows), longest=self.longest)
-        with trunk:
-            fresh = Loop(self._engine, rows, [row.ids[0] for row in rows], trunk)
-        with self._or_dead():
-            if self._loop is None:
-                self._loop = fresh
-            elif fresh.active:
-                self._loop.join(fresh)
-        self._forget()
-        fresh.raise_failure()
-        return [row for row in rows if row.finished]
+        self._readings.add(rows)
+        return self.read() if self._reads_at_once else []
+
+    def step(self) -> list[Any]:
+        """`read` and `cycle`; returns the texts that have ended and left."""
+        return [*self.read(), *self.cycle()]
 
     @torch.no_grad()
-    def step(self) -> list[Row]:
-        """One cycle: every text grows by 1 to n + 1 tokens; returns those that have ended and left.
+    def cycle(self) -> list[Row]:
+        """Every text that has begun grows by 1 to n + 1 tokens; returns those that have ended and left.
 
         Raises:
             PolydraftError: the batch is dead.
@@ -258,8 +268,30 @@ class LiveBatch:
         loop.raise_failure()
         return ended
 
+    @torch.no_grad()
+    def read(self) -> list[Any]:
+        """A chunk of the prompts that wait; returns the texts that have ended with their first token.
+
+        Raises:
+            PolydraftError: the batch is dead.
+            Exception: what a processor or the model raised; a prompt that cannot be read leaves alone.
+        """
+        self._check_alive()
+        reading = self._readings.read()
+        if reading is None or reading.loop is None:
+            return []
+        with self._or_dead():
+            if self._loop is None:
+                self._loop = reading.loop
+            elif reading.loop.active:
+                self._loop.join(reading.loop)
+        self._forget()
+        reading.loop.raise_failure()
+        return [row for row in reading.rows if row.finished]
+
     def drop(self, row: Row) -> None:
         """Take a text out of the work; nothing happens to one that has left it."""
+        self._readings.drop(row)
         if self._loop is not None:
             with self._or_dead():
                 self._loop.drop(row)
@@ -272,6 +304,7 @@ class LiveBatch:
             yield
         except BaseException:
             self.dead, self._loop = True, None
+            self._readings.clear()
             raise
 
     def _check_alive(self) -> None:

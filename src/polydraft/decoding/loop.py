@@ -69,7 +69,7 @@ class Loop:
     the middle of a cycle, from where it must not go on.
 
     Args:
-        as of `run`.
+        as of `run`. follower: has been told of what the trunk holds already; None where that is nothing.
 
     Attributes:
         active: the rows that go on. statistics: of all rows so far.
@@ -83,13 +83,14 @@ class Loop:
         trunk: Trunk,
         *,
         adapted: AdaptedTrunk | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.engine = engine
         self.trunk = trunk
         self.statistics = DecodingStatistics()
         self.active = list(rows)
         self._error: Exception | None = None
-        self._follower = Follower(engine.head, adapted, rows=len(rows))
+        self._follower = follower or Follower(engine.head, adapted, rows=len(rows))
         logits = trunk.prefill(prompts)
         for row, last in zip(self.active, logits, strict=True):
             with self._own(row):

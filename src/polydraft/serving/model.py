@@ -51,11 +51,13 @@ def served(
     rows: int,
     plan: Plan,
     max_model_len: int | None = None,
+    prefill_chunk_size: int | None = None,
 ) -> Served:
     """`model` with `head`, for `rows` texts at once.
 
     Args:
         max_model_len: at most, and by default, as many as texts of the model may have.
+        prefill_chunk_size: as of `LiveBatch`.
 
     Raises:
         InputError: more than that.
@@ -78,7 +80,9 @@ def served(
         end_tokens=end_tokens(model),
         vocab_size=embedding_rows(model),
         head={"joint": head.config.joint, "rank": head.config.rank, "horizon": head.config.horizon},
-        open_batch=lambda: LiveBatch(model, head, rows=rows, plan=plan),
+        open_batch=lambda: LiveBatch(
+            model, head, rows=rows, plan=plan, prefill_chunk_size=prefill_chunk_size
+        ),
         new_row=lambda prompt, **options: new_row(prompt, device=model.device, **options),
     )
 

@@ -23,6 +23,7 @@ class Settings:
     Attributes:
         api_key: what calls must carry as `Authorization: Bearer`; None asks for none.
         max_num_seqs: texts decoded together. max_queue: texts that may wait for room among them.
+        prefill_chunk_size: tokens of prompts read between two cycles of the texts that are being written.
         timeout_seconds: of a request, from its arrival to its last token.
         shutdown_seconds: what runs and waits gets so long to finish once a shutdown is asked for.
         max_body_bytes: of a request.
@@ -35,13 +36,14 @@ class Settings:
     api_key: str | None = None
     max_num_seqs: int = 8
     max_queue: int = 128
+    prefill_chunk_size: int = 256
     timeout_seconds: float = 600.0
     shutdown_seconds: float = 30.0
     max_body_bytes: int = 8 << 20
     allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_queue", "max_body_bytes"):
+        for name in ("max_num_seqs", "max_queue", "prefill_chunk_size", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.timeout_seconds > 0:

@@ -181,17 +181,20 @@ class Worker:
             return not self._closing
 
     def _turn(self, batch: Batch) -> None:
-        """Drop, admit, one cycle."""
+        """Drop, admit, a chunk of a prompt, one cycle."""
         for job, choice in [one for one in self._active if one[0].cancelled]:
             batch.drop(choice.row)
             self._leave(job, choice, "abort")
         if admitted := self._admissible(batch.free):
             with self._failing(batch):
                 batch.admit([choice.row for _, choice in admitted])
+        if self._active and not batch.dead:
+            with self._failing(batch):
+                batch.read()
             self._read(batch)
         if self._active and not batch.dead:
             with self._failing(batch):
-                batch.step()
+                batch.cycle()
             self._read(batch)
         with self._changed:
             self._free = batch.free
