@@ -111,7 +111,7 @@ def grid(
 def grid_table(content: dict[str, Any]) -> Table:
     """Tokens per step and wall-clock ratio of every head, as far as they are known."""
     table = Table(title=f"{content['model']}, {content['dtype']}", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("cell")
+    table.add_column("cell", overflow="fold")
     for heading in ("greedy\ntokens/step", "T = 1\ntokens/step", "greedy\nwall clock", "T = 1\nwall clock"):
         table.add_column(heading, justify="right")
     for cell in content["cells"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from polydraft.bench.words import cpu_words, ratio_words
@@ -42,13 +43,13 @@ def figures_table(content: dict[str, Any]) -> Table:
     caption = "medians over prompts: of tokens/s, and of each prompt's own ratio"
     caption += "\nplain and drafted decoding are both compiled" * content["compiled"]
     table = Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("kind\n(prompts)")
+    table.add_column("kind\n(prompts)", overflow="fold")
     for name in HEADINGS:
         table.add_column(name, justify="right", no_wrap=True)
     for kind, group in (content["kinds"] | {"all": content["all"]}).items():
         same = "-" if group["identical"] is None else f"{group['identical_count']} of {group['prompts']}"
         table.add_row(
-            f"{kind} ({group['prompts']})",
+            escape(f"{kind} ({group['prompts']})"),
             f"{group['plain_tokens_per_second']:.1f}",
             f"{group['drafted_tokens_per_second']:.1f}",
             ratio_words(group),
@@ -65,7 +66,7 @@ def eager_table(content: dict[str, Any]) -> Table:
     greedy = content["temperature"] == 0
     title = "times as fast as plain decoding that is not compiled"
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("kind")
+    table.add_column("kind", overflow="fold")
     for name in EAGER_HEADINGS:
         table.add_column(name, justify="right", no_wrap=True)
     for kind, group in (content["kinds"] | {"all": content["all"]}).items():
@@ -73,5 +74,5 @@ def eager_table(content: dict[str, Any]) -> Table:
         plain, drafted = eager["plain"], eager["drafted"]
         cells = [ratio_words(plain), cpu_words(plain), ratio_words(drafted), cpu_words(drafted)]
         same = f"{eager['identical_count']} of {group['prompts']}" if greedy else "-"
-        table.add_row(kind, f"{eager['tokens_per_second']:.1f}", *cells, same)
+        table.add_row(escape(kind), f"{eager['tokens_per_second']:.1f}", *cells, same)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -98,5 +99,5 @@ def collect(
             worker=turn,
             run={"prompts": prompts, "command": options.command_line()},
             on_progress=advance,
-            on_note=console.print,
+            on_note=partial(console.print, markup=False),
         )

@@ -25,7 +25,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to serve at; by default this machine alone.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65_535, metavar="N", help="0 takes a free one.")] = 8000,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(

@@ -332,7 +332,7 @@ def train(
             cache=cache_hidden,
             command=options.command_line(),
             callbacks=[progress],
-            on_note=console.print,
+            on_note=partial(console.print, markup=False),
             peer_timeout=peer_timeout,
         )
     if ranks.rank() > 0:
