@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from typing import Any, cast
 
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
 import polydraft
@@ -115,6 +123,34 @@ def test_a_prefix_function_is_found() -> None:
 def test_tensors_are_found_in_nested_values() -> None:
     first, second = torch.zeros(1), torch.ones(2)
     assert compat.tensors_within({"a": [first, 3], "b": (None, {"c": second})}) == [first, second]
+
+
+def test_plain_generation_goes_through_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model()
+    called: list[str] = []
+
+    def watch(name: str) -> None:
+        step = getattr(GenerationMixin, name)
+
+        def noted(*args: Any, **options: Any) -> Any:
+            called.append(name)
+            return step(*args, **options)
+
+        monkeypatch.setattr(GenerationMixin, name, functools.wraps(step)(noted))
+
+    for name in compat.GENERATION_STEPS:
+        watch(name)
+    model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False)
+    assert set(called) == set(compat.GENERATION_STEPS)
+
+
+def test_hooks_before_a_forward_are_found() -> None:
+    module, called = torch.nn.Linear(2, 2), list[torch.Tensor]()
+    assert compat.hooks_before(module) == []
+    module.register_forward_pre_hook(lambda _, inputs: called.append(inputs[0]))
+    (hook,) = compat.hooks_before(module)
+    hook(module, (torch.ones(2),))
+    assert called[0].tolist() == [1, 1]
 
 
 class Numbered(torch.nn.Module):

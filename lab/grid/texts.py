@@ -18,6 +18,7 @@ from lab.grid.targets import Target
 from lab.replay import Text
 from polydraft.bench.prompts import Prompt, prompts_path, read_prompts
 from polydraft.files import write_atomic
+from polydraft.forwards import lean
 from polydraft.hidden import HiddenTap
 from polydraft.training.collect import write_batch
 from polydraft.training.data import Document, collate
@@ -117,7 +118,7 @@ def with_states(
         batch = collate([vars(documents[i]) for i in part])
         ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
         with HiddenTap(model, layers=layers) as tap:
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **lean(model)).logits
             hidden = tap.hidden
         for row, i in enumerate(part):
             first, end = documents[i].learn_from, len(documents[i].input_ids)

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
@@ -44,6 +44,20 @@ def attention_implementation(config: PreTrainedConfig) -> str:
 def set_attention_implementation(config: PreTrainedConfig, name: str) -> None:
     """Choose the attention of layers that are made from `config` outside a model."""
     config._attn_implementation = name
+
+
+GENERATION_STEPS = (
+    "prepare_inputs_for_generation",
+    "_update_model_kwargs_for_generation",
+    "_prefill",
+    "_sample",
+)
+"""The methods by which plain `generate` goes from one forward to the next."""
+
+
+def hooks_before(module: nn.Module) -> list[Callable[..., Any]]:
+    """The functions that run before every forward of `module`."""
+    return list(module._forward_pre_hooks.values())
 
 
 def is_stateful(model: PreTrainedModel) -> bool:

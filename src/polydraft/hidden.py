@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,8 @@ class HiddenTap:
     sees just the rows that `logits_to_keep` kept. With `every` or `layers`, hooks on the decoder and its
     layers: all T rows, whatever `logits_to_keep` says, and (1 + len(layers)) d columns, the final state
     first, then the output of each layer. Then a forward of the decoder alone is enough.
+
+    Only forwards of the thread that entered it count: others may run the same model meanwhile.
 
     Args:
         layers: 1-based, counted from the embedding: k is what the k-th layer gives.
@@ -46,6 +49,7 @@ class HiddenTap:
         found = decoder_layers(model, upto=max(layers)) if layers else []
         self._layers = [found[k - 1] for k in layers]
         self._states: list[Tensor] = []
+        self._thread = threading.get_ident()
 
     @property
     def hidden(self) -> Tensor:
@@ -65,19 +69,28 @@ class HiddenTap:
             )
         return torch.cat([self._last, *self._states], -1) if self._states else self._last
 
+    @property
+    def _asked(self) -> bool:
+        return threading.get_ident() == self._thread
+
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._hidden = inputs[0]
+        if self._asked:
+            self._hidden = inputs[0]
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._states = []
+        if self._asked:
+            self._states = []
 
     def _keep_layer(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._states.append(output if isinstance(output, Tensor) else output[0])
+        if self._asked:
+            self._states.append(output if isinstance(output, Tensor) else output[0])
 
     def _keep_last(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._last = output[0]
+        if self._asked:
+            self._last = output[0]
 
     def __enter__(self) -> HiddenTap:
+        self._thread = threading.get_ident()
         self._handles = [self._output.register_forward_pre_hook(self._keep)]
         if self._decoder is not None:
             self._handles.append(self._decoder.register_forward_pre_hook(self._begin))

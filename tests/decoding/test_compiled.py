@@ -5,6 +5,7 @@ Most tests run what the compiler traces as it is, which takes no C++; one compil
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -20,6 +21,7 @@ from polydraft.decoding.compiled import Compiled
 from polydraft.decoding.compiled_attention import grouped_attention
 from polydraft.decoding.trunk import EagerTrunk, Trunk
 from polydraft.errors import InputError
+from polydraft.forwards import turn
 from polydraft.slots import SlotCache
 from tests.tiny import tiny_model
 
@@ -89,6 +91,28 @@ def test_rows_trees_and_states_are_those_of_the_model(kind: str) -> None:
     for rows in (1, 3):
         same(played(model, compiled, rows))
     assert programs() == made
+
+
+@pytest.mark.usefixtures("traced")
+def test_other_threads_wait_until_the_model_is_as_it_was() -> None:
+    model, free = tiny_model("llama"), list[bool]()
+    compiled = Compiled(model)
+
+    def look() -> None:
+        free.append(turn(model).acquire(blocking=False))
+        if free[-1]:
+            turn(model).release()
+
+    def elsewhere() -> None:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+
+    with torch.no_grad(), compiled.trunk(taps={}, rows=1) as trunk:
+        trunk.prefill(prompts_of(1))
+        elsewhere()  # between two forwards too
+    elsewhere()
+    assert free == [False, True]
 
 
 @pytest.mark.usefixtures("traced")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 import polydraft
 from polydraft.decoding import DraftedOutput
 from polydraft.heads import DraftHead
+from tests.decoding.models import known, oracle_of_many, padded
 from tests.decoding.oracle import oracle
 from tests.tiny import tiny_head, tiny_model, tiny_tokenizer
 
@@ -306,3 +307,82 @@ class TestRandomness:
         assert tokens_of(out) == text[0].tolist()
         assert torch.equal(generator.get_state(), states[0])
         assert torch.equal(torch.random.get_rng_state(), states[1])
+
+
+class Watch(StoppingCriteria):
+    """Stops a row at a token, and notes which scores it was given."""
+
+    def __init__(self, token: int = -1) -> None:
+        self._token = token
+        self.seen: list[list[Tensor] | None] = []
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        self.seen.append(None if scores is None else list(scores))
+        return (input_ids[:, START:] == self._token).any(-1)
+
+
+@pytest.mark.parametrize("output_scores", [True, False])
+def test_criteria_see_the_scores_of_every_token(
+    model: PreTrainedModel, sure: DraftHead, output_scores: bool
+) -> None:
+    found, right = Watch(), Watch()
+    options: dict[str, Any] = {"max_new_tokens": 9, "output_scores": output_scores, "repetition_penalty": 1.2}
+    polydraft.generate(model, sure, PROMPT, stopping_criteria=StoppingCriteriaList([found]), **options)
+    plain(model, return_dict_in_generate=True, stopping_criteria=StoppingCriteriaList([right]), **options)
+    assert len(found.seen) == len(right.seen) == 9
+    if not output_scores:
+        assert found.seen == right.seen == [None] * 9
+    for ours, theirs in zip(found.seen, right.seen, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class EverySeventh(StoppingCriteria):
+    """Stops the rows that have said a token of this remainder by 7, behind `start` tokens."""
+
+    def __init__(self, start: int, remainder: int) -> None:
+        self._start, self._remainder = start, remainder
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        return (input_ids[:, self._start :] % 7 == self._remainder).any(-1)
+
+
+class TestABatchWithoutAnEndToken:
+    """Plain decoding pads a row that was stopped only where there is an end token; else it writes on."""
+
+    LIMIT = 24
+
+    def texts(self, remainder: int, *, drafted: bool, **options: Any) -> Tensor:
+        """Of four rows that a criterion stops at places of their own; new tokens (4, n)."""
+        model, prompts, texts = known("llama")
+        ids, mask = padded(prompts[:4])
+        start = ids.shape[1]
+        criteria = StoppingCriteriaList([EverySeventh(start, remainder)])
+        given = {"attention_mask": mask, "do_sample": False, "max_new_tokens": self.LIMIT, "pad_token_id": 0}
+        given |= {"stopping_criteria": criteria} | options
+        if not drafted:
+            return cast(Tensor, cast(Any, model).generate(ids, **given))[:, start:]
+        out = polydraft.generate(model, oracle_of_many(model, texts[:4]), ids, output_logits=True, **given)
+        assert out.sequences is not None and out.origins is not None and out.logits is not None
+        new = out.sequences[:, start:]
+        assert out.origins.shape == new.shape
+        written = out.origins >= 0
+        assert torch.stack(out.logits, 1).argmax(-1)[written].equal(new[written])
+        return new
+
+    @pytest.mark.parametrize("drafting", ["chain", "tree"])
+    def test_is_written_as_plain_decoding_writes_it(self, drafting: str) -> None:
+        sizes = set()
+        for remainder in range(7):
+            right = self.texts(remainder, drafted=False)
+            found = self.texts(remainder, drafted=True, drafting=drafting, draft_length=5)
+            assert found.tolist() == right.tolist()
+            sizes.add(right.shape[1])
+        assert len(sizes) > 3 and min(sizes) < self.LIMIT
+
+    def test_with_one_the_rows_that_were_stopped_are_padded(self) -> None:
+        padded_rows = 0
+        for remainder in range(3):
+            right = self.texts(remainder, drafted=False, eos_token_id=62)
+            assert self.texts(remainder, drafted=True, eos_token_id=62).tolist() == right.tolist()
+            padded_rows += int((right[:, -1] == 0).sum())
+        assert padded_rows

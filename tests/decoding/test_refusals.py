@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import polydraft
-from polydraft.decoding.refusals import refuse_batch, refuse_length, refuse_model
+from polydraft.decoding.refusals import longest_text, refuse_batch, refuse_length, refuse_model
 from polydraft.errors import InputError
 from polydraft.hidden import HiddenTap
 from polydraft.limits import position_rows
@@ -23,7 +23,7 @@ from tests.decoding.models import (
     plain,
     ragged_prompts,
 )
-from tests.tiny import EVERY_KIND, tiny_head, tiny_model
+from tests.tiny import EVERY_KIND, WINDOW, tiny_head, tiny_model
 
 SIZES = {
     "vocab_size": 64,
@@ -56,9 +56,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bert": (SIZES, "attends to tokens still to come"),
     "gemma3_text": (SIZES | {"use_bidirectional_attention": True}, "attends to tokens still to come"),
     "cpmant": (SIZES, "reads its prompt in both directions"),
-    "roberta": (
-        SIZES | {"is_decoder": True},
-        "counts its positions from its padding token when it is given none",
+    "prophetnet": ({"vocab_size": 64, "hidden_size": 32}, "reads its cache one token at a time"),
+    "xlm": (
+        {"vocab_size": 64, "emb_dim": 32, "n_layers": 2, "n_heads": 4},
+        "decodes by a prepare_inputs_for_generation (transformers.models.xlm.modeling_xlm) of its own, "
+        "which drafting does not call",
     ),
 }
 
@@ -97,10 +99,11 @@ def skeleton(kind: str, options: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def random_model(kind: str) -> PreTrainedModel:
-    """One of `ALONE` with random numbers, far from uniform."""
+def random_model(kind: str, options: dict[str, Any] | None = None) -> PreTrainedModel:
+    """One of `ALONE`, or of other options, with random numbers, far from uniform."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(ALONE[kind][0] | ENDS))
+    options = ALONE[kind][0] if options is None else options
+    config = AutoConfig.for_model(kind, **(options | ENDS))
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -172,6 +175,15 @@ class TestOneTextAtATime:
             assert out.sequences[0].tolist() == text.tolist()
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_positions_that_a_model_would_count_from_its_padding_token_are_given(rows: int) -> None:
+    options = SIZES | {"is_decoder": True, "max_position_embeddings": 64}
+    model, prompts = random_model("roberta", options), ragged_prompts(rows)
+    texts = [plain(model, prompt[None], max_new_tokens=NEW_TOKENS)[0] for prompt in prompts]
+    found = new_tokens(drafted(model, oracle_of_many(model, texts), prompts), prompts)
+    assert found == [text[len(prompt) :].tolist() for prompt, text in zip(prompts, texts, strict=True)]
+
+
 @pytest.mark.parametrize("kind", ["bart", "gpt_neo", "llama4_text"])
 def test_batches_of_those_would_be_wrong_without_a_word(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(polydraft.decoding.Decoder.__call__.__globals__, "refuse_batch", lambda model: None)
@@ -237,6 +249,43 @@ class TestPositionsThatChange:
         assert new_tokens(out, prompts) == [
             text[len(prompt) :].tolist() for prompt, text in zip(prompts, texts, strict=True)
         ]
+
+
+class TestAWindowThatOnlyTheCacheKnows:
+    """Of Moshi, and of any model whose configuration has a `sliding_window` that its code does not read."""
+
+    def model(self, kind: str) -> PreTrainedModel:
+        """Full masks, and a cache that keeps `WINDOW` - 1 tokens."""
+        if kind == "llama":
+            return case_model("llama", sliding_window=WINDOW)
+        sizes = {"ffn_dim": 48, "num_codebooks": 2, "max_position_embeddings": 64}
+        return random_model(kind, SIZES | sizes | {"sliding_window": WINDOW})
+
+    @pytest.mark.parametrize("kind", ["llama", "moshi"])
+    def test_texts_within_it(self, kind: str) -> None:
+        model, prompt = self.model(kind), ragged_prompts()[2][:3]
+        text = plain(model, prompt[None], max_new_tokens=WINDOW - 3)[0]
+        out = drafted(model, oracle_of_many(model, [text]), [prompt], max_new_tokens=WINDOW - 3)
+        assert out.sequences[0].tolist() == text.tolist()
+
+    @pytest.mark.parametrize("kind", ["llama", "moshi"])
+    def test_texts_that_outgrow_it_are_refused(self, kind: str) -> None:
+        model, prompt = self.model(kind), ragged_prompts()[2][:3]
+        head = tiny_head(model)
+        line = line_of(lambda: drafted(model, head, [prompt], max_new_tokens=WINDOW - 2))
+        assert line == (
+            f"the cache of {type(model).__name__} slides at {WINDOW} tokens, which its masks do not know: "
+            "let prompt and new tokens stay within, or call plain model.generate"
+        )
+        assert longest_text(model) == WINDOW
+
+    def test_they_would_be_wrong_without_a_word(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        given = polydraft.decoding.Decoder.__call__.__globals__
+        monkeypatch.setitem(given, "refuse_length", lambda model, **lengths: None)
+        model, prompt = self.model("moshi"), ragged_prompts()[2]
+        text = plain(model, prompt[None], max_new_tokens=NEW_TOKENS)[0]
+        out = drafted(model, oracle_of_many(model, [text]), [prompt])
+        assert out.sequences[0].tolist() != text.tolist()
 
 
 def test_borders_by_kind_of_layer() -> None:

@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 import polydraft
 from polydraft.compat import CACHE
 from polydraft.decoding import DecodingStatistics, DraftedOutput
+from polydraft.decoding.requests import check_own_positions
 from polydraft.errors import InputError
 from tests.tiny import tiny_head, tiny_model
 
@@ -87,6 +88,74 @@ class TestRefusals:
     def test_of_a_static_cache_object(self, door: str) -> None:
         cache = StaticCache(config=tiny_model().config, max_cache_len=32)
         assert "StaticCache cannot be rolled back: use the default" in refusal(door, **{CACHE: cache})
+
+
+ROWS = torch.tensor([[0, 5, 6, 7], [9, 8, 7, 6]])
+MASK = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+POSITIONS = {
+    "as the mask gives them": (torch.tensor([[0, 0, 1, 2], [0, 1, 2, 3]]), True),
+    "other numbers for the padding": (torch.tensor([[1, 0, 1, 2], [0, 1, 2, 3]]), True),
+    "of three kinds": (torch.tensor([[0, 0, 1, 2], [0, 1, 2, 3]]).expand(3, -1, -1), True),
+    "counted with the padding": (torch.arange(4).expand(2, -1), False),
+    "shifted": (torch.tensor([[0, 3, 4, 5], [3, 4, 5, 6]]), False),
+    "two documents": (torch.tensor([[0, 0, 1, 2], [0, 1, 0, 1]]), False),
+    "one of three kinds differs": (
+        torch.tensor([[0, 0, 1, 2], [0, 1, 2, 3]]).repeat(3, 1, 1) + torch.tensor([[[0]], [[0]], [[1]]]),
+        False,
+    ),
+    "one for all": (torch.zeros(2, 1, dtype=torch.long), False),
+}
+"""`position_ids` of `ROWS`, and whether they are those that plain generation would find by itself."""
+
+
+@pytest.mark.parametrize(("given", "right"), POSITIONS.values(), ids=POSITIONS)
+def test_positions_of_ones_own(given: Tensor, right: bool) -> None:
+    check: Any = lambda: check_own_positions({"position_ids": given}, ROWS, MASK, seen=0)  # noqa: E731
+    if right:
+        check()
+        return
+    with pytest.raises(InputError, match="position_ids of your own is not supported") as caught:
+        check()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_positions_are_refused_where_they_would_change_the_text(kind: str, shift: int) -> None:
+    model = tiny_model(kind)
+    head, positions = tiny_head(model), torch.tensor([[0, 1, 2 + shift, 3 + shift]])
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "position_ids": positions}
+    if shift:
+        with pytest.raises(InputError, match="position_ids of your own"):
+            polydraft.generate(model, head, PROMPT, **options)
+        return
+    expected = cast(Any, model).generate(PROMPT, **options)
+    assert polydraft.generate(model, head, PROMPT, **options).sequences.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("columns", [4, 2])
+def test_positions_of_a_text_that_goes_on_from_a_cache(columns: int) -> None:
+    right = torch.arange(4)[None, 4 - columns :]
+    check_own_positions({"position_ids": right, "cache_position": right[0]}, PROMPT, None, seen=2)
+    for name in ("position_ids", "cache_position"):
+        with pytest.raises(InputError, match=f"{name} of your own"):
+            check_own_positions({name: right + 1}, PROMPT, None, seen=2)
+        with pytest.raises(InputError, match=f"{name} of your own"):
+            check_own_positions({name: right[..., 1:]}, PROMPT, None, seen=2)
+
+
+def test_other_inputs_by_token_are_refused() -> None:
+    kinds = torch.zeros_like(PROMPT)
+    assert "the model input 'token_type_ids' is not supported" in gpt2_refusal(token_type_ids=kinds)
+    assert "logits_to_keep by index" in gpt2_refusal(logits_to_keep=torch.tensor([1]))
+
+
+def gpt2_refusal(**options: Any) -> str:
+    """The line that a request to GPT-2, which takes inputs of many kinds, is refused with."""
+    model = tiny_model("gpt2")
+    with pytest.raises(InputError) as caught:
+        polydraft.generate(model, tiny_head(model), PROMPT, max_new_tokens=4, **options)
+    return str(caught.value)
 
 
 def test_lookup_in_the_generation_config_is_refused() -> None:

@@ -12,6 +12,7 @@ from polydraft.adapters import AdapterSwitch
 from polydraft.compat import has_adapter
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError
+from polydraft.forwards import turn
 from polydraft.heads import DraftHead
 
 
@@ -54,18 +55,19 @@ class AdaptedTrunk:
     ) -> None:
         self.texts = texts
         self._switch = switch
+        self._turn = turn(model)
         self._trunk = EagerTrunk(model, taps=head.config.taps, rows=len(texts), longest=longest)
 
     def prefill(self) -> Tensor:
         """States of the texts, as `Trunk.prefill` leaves them."""
-        with self._switch.on(), self._trunk:
+        with self._turn, self._switch.on(), self._trunk:
             self._trunk.prefill(self.texts)
             return self._trunk.hidden
 
     def __call__(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """States (k_b, D) of the next tokens (k_b,) of each row."""
         sizes = [len(row) for row in tokens]
-        with self._switch.on(), self._trunk:
+        with self._turn, self._switch.on(), self._trunk:
             self._trunk.forward(pad_sequence(list(tokens), batch_first=True))
             hidden = self._trunk.hidden
         self._trunk.keep([range(size) for size in sizes])

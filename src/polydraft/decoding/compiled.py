@@ -19,6 +19,7 @@ from polydraft.decoding.compiled_layer import VARIANTS, CompiledLayers, Symbols
 from polydraft.decoding.refusals import takes_trees
 from polydraft.decoding.trunk import EagerTrunk
 from polydraft.errors import InputError, PolydraftError
+from polydraft.forwards import turn
 from polydraft.heads import DraftHead
 from polydraft.hidden import decoder_layers
 from polydraft.packed import Packed
@@ -120,10 +121,11 @@ def warm_up(
     """
     if head.switch is not None:
         raise InputError("verifier 'base' switches an adapter on and off and cannot be compiled")
-    found = head.compiled
-    if not isinstance(found, Compiled) or found.model is not model:
-        found = head.compiled = Compiled(model, head, rows=rows, on_progress=on_progress)
-    found.warm_up(rows=rows, on_progress=on_progress)
+    with turn(model):
+        found = head.compiled
+        if not isinstance(found, Compiled) or found.model is not model:
+            found = head.compiled = Compiled(model, head, rows=rows, on_progress=on_progress)
+        found.warm_up(rows=rows, on_progress=on_progress)
     return found
 
 
@@ -160,6 +162,7 @@ class CompiledTrunk(EagerTrunk):
 
     def __enter__(self) -> CompiledTrunk:
         with ExitStack() as inside:
+            inside.enter_context(turn(self._compiled.model))
             inside.enter_context(self._compiled.packed)
             inside.enter_context(self._compiled.attention)
             super().__enter__()
@@ -172,9 +175,9 @@ class CompiledTrunk(EagerTrunk):
 
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
         """See `Trunk`."""
-        inputs = self._places(tokens, parents)
+        inputs = self._positions(tokens, parents) | self._masks(tokens, parents)
         with layer_programs(variants=VARIANTS), self._compiled.layers:
-            logits: Tensor = self._model(input_ids=tokens, **self._past, **inputs).logits
+            logits = self._logits(tokens, **inputs)
         self.hidden = self._tap.hidden
         return logits
 

@@ -110,6 +110,8 @@ def generate(
     )
     config = copy.deepcopy(generation_config if generation_config is not None else model.generation_config)
     options.pop("custom_generate", None)
+    if generation_config is None:  # taken from the configuration of the model, not asked for
+        config.update(output_attentions=False, output_hidden_states=False)
     rest = config.update(**options | {"return_dict_in_generate": True})
     criteria = StoppingCriteriaList(stopping_criteria or [])
     if config.stop_strings:
@@ -125,5 +127,9 @@ def generate(
         custom_generate=method,
         **rest,
     )
-    assert isinstance(out, DraftedOutput)
+    if not isinstance(out, DraftedOutput):
+        raise InputError(
+            f"the generate of {type(model).__name__} gives back {type(out).__name__}, not what its "
+            "custom_generate does, so drafting cannot go through it: call it plainly"
+        )
     return out

@@ -31,7 +31,7 @@ from polydraft.decoding.penalties import OccurrencePenalty
 from polydraft.decoding.plan import Plan
 from polydraft.decoding.processing import of_row
 from polydraft.decoding.reading import Readings
-from polydraft.decoding.refusals import longest_text, refuse_batch, refuse_model
+from polydraft.decoding.refusals import longest_text, refuse_batch, refuse_generate, refuse_model
 from polydraft.decoding.row import Row
 from polydraft.decoding.stateless import describe, keeping_state
 from polydraft.decoding.trace import Tracer
@@ -183,6 +183,7 @@ class LiveBatch:
         if plan.verification != VERIFICATION:
             raise InputError("a live batch couples its draws: leave verification out")
         refuse_model(model)
+        refuse_generate(model)
         if not head.is_attached_to(model):
             head.attach(model)
         if head.switch is not None:

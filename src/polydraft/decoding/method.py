@@ -19,8 +19,15 @@ from polydraft.decoding.output import DraftedOutput, together
 from polydraft.decoding.plan import Plan
 from polydraft.decoding.processing import of_row
 from polydraft.decoding.refusals import refuse_batch, refuse_ids, refuse_length, refuse_model
-from polydraft.decoding.requests import check_cache, check_processors, check_request, unpadded, unread
-from polydraft.decoding.row import Row, Streamer
+from polydraft.decoding.requests import (
+    check_cache,
+    check_own_positions,
+    check_processors,
+    check_request,
+    unpadded,
+    unread,
+)
+from polydraft.decoding.row import CommonEnd, Row, Streamer
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
@@ -87,15 +94,17 @@ class Decoder:
         if not self.head.is_attached_to(model):
             self.head.attach(model)
         input_ids = input_ids.to(model.device)
-        texts = unpadded(input_ids, model_kwargs.get("attention_mask"))
+        mask = model_kwargs.get("attention_mask")
+        texts = unpadded(input_ids, mask)
         refuse_ids(model, texts)
+        check_own_positions(model_kwargs, input_ids, mask, seen=cache.get_seq_length())
         longest = None
         if stopping_criteria.max_length is not None:
             sizes = [len(text) for text in texts]
             longest = stopping_criteria.max_length - input_ids.shape[1] + max(sizes)
             refuse_length(model, shortest=min(sizes), longest=longest)
         prompts = unread(texts, seen=cache.get_seq_length(), width=input_ids.shape[1])
-        do_sample = bool(generation_config.do_sample)
+        do_sample, whole = bool(generation_config.do_sample), bool(generation_config.return_dict_in_generate)
         noises = None
         if self.seed is not None and do_sample:
             if generation_config.output_scores:
@@ -114,8 +123,8 @@ class Decoder:
             drafting=drafting,
             policy=policy,
             copying=copying,
-            keep_scores=bool(generation_config.output_scores),
-            keep_logits=bool(generation_config.output_logits),
+            keep_scores=whole and bool(generation_config.output_scores),
+            keep_logits=whole and bool(generation_config.output_logits),
         )
         trunk = self.plan.opener(model, self.head, rows=rows)(
             taps=self.head.config.taps,
@@ -138,17 +147,29 @@ class Decoder:
                 )
                 for at in range(rows)
             ]
+        ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        common_end = None if ends or rows == 1 else CommonEnd(rows)
         texts_of = [
-            Row(ids[None], stopping_criteria, self.streamer, index=at, processors=own[at])
+            Row(
+                ids[None],
+                stopping_criteria,
+                self.streamer,
+                index=at,
+                processors=own[at],
+                common_end=common_end,
+                scored=engine.keep_scores,
+            )
             for at, ids in enumerate(input_ids)
         ]
-        self.statistics = run(engine, texts_of, prompts, trunk, adapted=adapted)
+        statistics = self.statistics = run(engine, texts_of, prompts, trunk, adapted=adapted)
         if self.streamer is not None:
             self.streamer.end()
-        out = together(texts_of, self.statistics, padding=_padding(generation_config))
+        for row in texts_of:
+            row.cut()
+        out = together(texts_of, statistics, padding=_padding(generation_config))
         if rows == 1:
             out.cache = cache
-        if generation_config.return_dict_in_generate:
+        if whole:
             return out
         assert out.sequences is not None
         return out.sequences

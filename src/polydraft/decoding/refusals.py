@@ -6,7 +6,7 @@ it cannot, the kind of model is named in a table below.
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +16,23 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from polydraft.compat import attention_implementation, cache_name, is_stateful
+from polydraft.decoding.own_steps import own_generate, own_step, told_by_hooks
+from polydraft.decoding.quantised import quantised_together
 from polydraft.errors import InputError
+from polydraft.forwards import arguments
 from polydraft.limits import check_ids, check_positions, embedding_rows, position_rows
+from polydraft.slots import layer_windows
 
 MASKED = ("eager", "sdpa")
 """The implementations of attention that take a mask of one's own."""
 
+WINDOW_MASKS = ("create_sliding_window_causal_mask", "create_chunked_causal_mask")
+"""What the code of a model imports from transformers to mask windows."""
+
 NEVER = {
     "blt": "keeps a second cache, over patches of the text",
     "cpmant": "reads its prompt in both directions",
+    "prophetnet": "reads its cache one token at a time",
 }
 """Kinds of model whose drafts cannot be verified, with the reason."""
 
@@ -46,6 +54,19 @@ def refuse_model(model: PreTrainedModel) -> None:
     if reason is not None:
         raise InputError(
             f"{type(model).__name__} {reason}, so it cannot be drafted with: call plain model.generate"
+        )
+
+
+def refuse_generate(model: PreTrainedModel) -> None:
+    """Refuse a model that generates in a way of its own, for callers that do not go through its `generate`.
+
+    Raises:
+        InputError: says whose it is.
+    """
+    if (home := own_generate(model)) is not None:
+        raise InputError(
+            f"{type(model).__name__} has a generate of its own ({home}), which a live batch does not call: "
+            "decode with polydraft.generate"
         )
 
 
@@ -72,20 +93,28 @@ def takes_trees(model: PreTrainedModel) -> bool:
 
 
 def refuse_length(model: PreTrainedModel, *, shortest: int, longest: int) -> None:
-    """Refuse lengths that a model has no positions for, or at which it turns to other rotary frequencies.
+    """Refuse lengths that a model has no positions for, or where its frequencies or its cache change.
 
-    These follow the last position of a forward, and drafts lie beyond it: the text would depend on what was
-    drafted, and in a batch on the other rows. "longrope" has a second set of frequencies beyond its
-    border; "dynamic" has, beyond it, others for every length.
+    Rotary frequencies follow the last position of a forward, and drafts lie beyond it: the text would depend
+    on what was drafted, and in a batch on the other rows. "longrope" has a second set of frequencies beyond
+    its border; "dynamic" has, beyond it, others for every length. Where only the cache knows a sliding
+    window, a forward over several tokens sees more than they would one after the other.
 
     Args:
         shortest: tokens of the shortest prompt. longest: tokens that the longest text may grow to.
 
     Raises:
-        InputError: there are fewer positions, or the border lies between the two.
+        InputError: there are fewer positions, the border lies between the two, or the text outgrows such a
+            window.
     """
     read = longest - 1  # the last token is never read
     check_positions(model, read, what=f"prompt and new tokens come to {longest}: ask for fewer")
+    window = _unmasked_window(model)
+    if window is not None and longest > window:
+        raise InputError(
+            f"the cache of {type(model).__name__} slides at {window} tokens, which its masks do not know: "
+            "let prompt and new tokens stay within, or call plain model.generate"
+        )
     for kind, border in _borders(model):
         if longest > border and (kind == "dynamic" or shortest <= border):
             raise InputError(
@@ -109,8 +138,9 @@ def longest_text(model: PreTrainedModel) -> int | None:
     """Tokens that texts of any length beside each other may grow to; None where nothing limits them."""
     config: Any = model.config.get_text_config(decoder=True)
     borders = [border for _, border in _borders(model)]
-    limits = (position_rows(model), getattr(config, "max_position_embeddings", None))
-    return min([*borders, *(int(most) for most in limits if most is not None)], default=None)
+    most = getattr(config, "max_position_embeddings", None)
+    limits = (position_rows(model), most, _unmasked_window(model))
+    return min([*borders, *(int(limit) for limit in limits if limit is not None)], default=None)
 
 
 def _never(model: PreTrainedModel) -> str | None:
@@ -128,19 +158,34 @@ def _never(model: PreTrainedModel) -> str | None:
     both = getattr(config, "use_bidirectional_attention", None) in (True, "all")
     if encoder or both or not getattr(config, "is_causal", True):
         return "attends to tokens still to come"
-    if any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules()):
-        return "counts its positions from its padding token when it is given none"
+    if (step := own_step(model)) is not None:
+        return f"decodes by a {step} of its own, which drafting does not call"
+    if told_by_hooks(model):
+        return "is told by PEFT which adapter serves which row or place"
+    if (layer := quantised_together(model)) is not None:
+        return f"quantises all tokens of a forward together, drafts included, in {layer}"
     return None
 
 
 def _alone(model: PreTrainedModel) -> str | None:
     """What keeps `model` from batches and trees."""
     config: Any = model.config.get_text_config(decoder=True)
-    if "position_ids" not in _arguments(model) or getattr(config, "alibi", False):
+    if "position_ids" not in arguments(model) or getattr(config, "alibi", False):
         return "takes no positions from outside"
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         return "attends in chunks, and counts them by the longest row"
     return ALONE.get(config.model_type)
+
+
+def _unmasked_window(model: PreTrainedModel) -> int | None:
+    """The shortest window of the layers, where the code of the model makes no masks with windows."""
+    windows = [window for window in layer_windows(model.config) if window is not None]
+    if not windows:
+        return None
+    homes = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
+    if any(hasattr(sys.modules.get(home), name) for home in homes for name in WINDOW_MASKS):
+        return None
+    return min(windows)
 
 
 def _borders(model: PreTrainedModel) -> list[tuple[str, int]]:
@@ -159,8 +204,3 @@ def _borders(model: PreTrainedModel) -> list[tuple[str, int]]:
 
 def _is_recurrent(layer: object) -> bool:
     return isinstance(layer, LinearAttentionCacheLayerMixin)
-
-
-def _arguments(model: PreTrainedModel) -> set[str]:
-    """What the model's forward takes by name."""
-    return set(inspect.signature(type(model).forward).parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
@@ -39,9 +40,10 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
     if not config.use_cache:
         raise InputError("drafted generation needs the cache: leave use_cache on")
     for name in ("output_attentions", "output_hidden_states"):
-        if getattr(config, name, None):
+        if config.return_dict_in_generate and getattr(config, name, None):
             raise InputError(
-                f"{name} is not supported by drafted generation: leave it off, or call plain model.generate"
+                f"{name} is not supported by drafted generation: leave it off, also in "
+                "model.generation_config, or call plain model.generate"
             )
     for name in OTHER_METHODS:
         if getattr(config, name, None):
@@ -51,12 +53,50 @@ def check_request(config: GenerationConfig, input_ids: Tensor, inputs: dict[str,
             "prompt_lookup_num_tokens asks for another decoding method: to combine both, give it to "
             "polydraft.decoder or polydraft.generate"
         )
-    positions = inputs.get("position_ids")
-    if positions is not None and positions.shape[-1] != input_ids.shape[1]:
-        raise InputError(f"input_ids must hold the whole text, the tokens in {CACHE} included")
-    extra = [name for name, value in inputs.items() if value is not None and name not in KNOWN_INPUTS]
+    if isinstance(inputs.get("logits_to_keep"), Tensor):
+        raise InputError("logits_to_keep by index is not supported by drafted generation: leave it out")
+    extra = [name for name, value in inputs.items() if name not in KNOWN_INPUTS and not _nothing(value)]
     if extra:
         raise InputError(f"drafted generation takes text only; the model input {extra[0]!r} is not supported")
+
+
+def _nothing(value: object) -> bool:
+    """Whether a model input is none, as of the images and sounds of a text that has none."""
+    return value is None or (isinstance(value, dict) and all(part is None for part in value.values()))
+
+
+def check_own_positions(
+    inputs: dict[str, Any], input_ids: Tensor, attention_mask: Tensor | None, *, seen: int
+) -> None:
+    """Refuse positions other than those that plain decoding finds by itself, which are the only ones drafted.
+
+    Args:
+        inputs: of the model; looked at are `position_ids` (..., n) and `cache_position` (n,), where n is T or
+            T - seen. input_ids: (B, T). seen: tokens that the cache holds.
+        attention_mask: (B, T), None for no padding.
+
+    Raises:
+        InputError: names the input.
+    """
+    width = input_ids.shape[1]
+    columns = torch.arange(width, device=input_ids.device)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+    for name, expected in (("position_ids", mask.cumsum(-1) - 1), ("cache_position", columns)):
+        given = inputs.get(name)
+        if given is None:
+            continue
+        size = given.shape[-1]
+        if size > width:
+            raise InputError(f"input_ids must hold the whole text, the tokens in {CACHE} included")
+        right = size in (width, width - seen)
+        if right:
+            same = given.to(input_ids.device) == expected[..., width - size :]
+            right = bool((same | (mask[:, width - size :] == 0)).all())
+        if not right:
+            raise InputError(
+                f"{name} of your own is not supported by drafted generation, which counts from the first "
+                "token that is no padding: leave it out, or call plain model.generate"
+            )
 
 
 def check_components(config: DraftConfig) -> None:

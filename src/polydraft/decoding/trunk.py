@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from polydraft.compat import CACHE, cache_name
+from polydraft.forwards import arguments, lean, turn
 from polydraft.hidden import HiddenTap
 from polydraft.masks import slot_mask, tree_depths
 from polydraft.slots import SlotCache, layer_windows
@@ -34,7 +35,10 @@ class Trunk(AbstractContextManager["Trunk"], Protocol):
         """
 
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """Logits (B, w, V) of the tokens (B, w) behind each row's text; `parents` (B, w) make them trees."""
+        """Logits (B, w, V) of the tokens (B, w) behind each row's text; `parents` (B, w) make them trees.
+
+        In the model's dtype, of float64 in float32.
+        """
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:
         """Per row the indices of the forward's tokens that stay, ascending."""
@@ -73,7 +77,10 @@ class EagerTrunk:
         self._model = cast(Any, model)
         self._windows = layer_windows(model.config)
         self._slots = SlotCache(self._windows, rows=rows)
-        self._past = {cache_name(type(model).forward) or CACHE: self._slots, "use_cache": True}
+        past = {cache_name(type(model).forward) or CACHE: self._slots, "use_cache": True}
+        self._always: dict[str, Any] = past | {"return_dict": True} | lean(model)
+        self._numbered = "position_ids" in arguments(model)
+        self._turn = turn(model)
         self._cache = cache
         if cache is not None:
             self._slots.take(cache)
@@ -125,27 +132,48 @@ class EagerTrunk:
         if self._keeps:  # a number takes a view, an index makes rows that lie together
             one = wanted == [tokens.shape[1] - 1] and len(tokens) == 1
             keep["logits_to_keep"] = 1 if one else torch.tensor(wanted, device=tokens.device)
-        logits: Tensor = self._model(input_ids=tokens, **self._past, **keep).logits
-        return logits
+        return self._logits(tokens, **self._positions(tokens, None), **keep)
 
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
         """See `Trunk`."""
-        inputs: dict[str, Any] = {}
+        inputs = self._positions(tokens, parents)
         if parents is not None or self._slots.shared_length is None:
-            inputs = self._places(tokens, parents)
-        logits: Tensor = self._model(input_ids=tokens, **self._past, **inputs).logits
+            inputs |= self._masks(tokens, parents)
+        logits = self._logits(tokens, **inputs)
         self.hidden = self._tap.hidden
         return logits
 
-    def _places(self, tokens: Tensor, parents: Sequence[Sequence[int]] | None) -> dict[str, Any]:
-        """Positions and masks of rows that differ."""
+    def _logits(self, tokens: Tensor, **inputs: Any) -> Tensor:
+        """Of a forward of the model, with the values that plain decoding chooses by.
+
+        It chooses by float32, which holds what narrower numbers hold, and rounds float64.
+        """
+        with self._turn:
+            logits: Tensor = self._model(input_ids=tokens, **self._always, **inputs).logits
+        return logits.float() if logits.dtype == torch.float64 else logits
+
+    def _positions(self, tokens: Tensor, parents: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+        """Where the tokens lie in their texts; given always, since models that count may count otherwise.
+
+        After an image, for one, some go on to shift the positions of texts without one.
+        """
+        if not self._numbered:
+            return {}
         lengths, width, device = self._slots.lengths, tokens.shape[1], tokens.device
-        depths = [range(width)] * len(lengths) if parents is None else [tree_depths(row) for row in parents]
-        most = max(lengths) + width if self._longest is None else self._longest
-        places = [
-            [min(have + depth, most - 1) for depth in row]  # beyond it lies only what no row has room for
-            for have, row in zip(lengths, depths, strict=True)
-        ]
+        if parents is None and (start := self._slots.shared_length) is not None:
+            places = torch.arange(start, start + width, device=device).repeat(len(lengths), 1)
+        else:
+            chains = [range(width)] * len(lengths)
+            depths = chains if parents is None else [tree_depths(row) for row in parents]
+            each = zip(lengths, depths, strict=True)
+            places = torch.tensor([[have + depth for depth in row] for have, row in each], device=device)
+        if self._longest is not None:  # beyond it lies only what no row has room for
+            places = places.clamp(max=self._longest - 1)
+        return {"position_ids": places}
+
+    def _masks(self, tokens: Tensor, parents: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+        """Masks of rows that differ."""
+        lengths, width, device = self._slots.lengths, tokens.shape[1], tokens.device
         masks = {
             window: self._mask(slot_mask(lengths, width, device=device, window=window, parents=parents))
             for window in set(self._windows)
@@ -154,7 +182,7 @@ class EagerTrunk:
         if len(masks) > 1:
             kinds = self._model.config.get_text_config(decoder=True).layer_types
             mask = {kind: masks[window] for kind, window in zip(kinds, self._windows, strict=False)}
-        return {"attention_mask": mask, "position_ids": torch.tensor(places, device=device)}
+        return {"attention_mask": mask}
 
     def _mask(self, seen: Tensor) -> Tensor:
         """As the attention of this model takes it: "eager" adds it, others read what is seen."""

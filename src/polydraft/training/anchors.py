@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from polydraft.forwards import lean
 from polydraft.heads import DraftHead
 from polydraft.heads.fingerprint import unembedding
 from polydraft.hidden import HiddenTap
@@ -43,14 +44,14 @@ def trunk_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def run_trunk(head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Hidden states (B, T, D) and logits (B, T, V) of a forward, with gradients where they are enabled."""
     with HiddenTap(model, **head.config.taps) as tap:
-        logits: Tensor = model(**trunk_inputs(batch), use_cache=False).logits
+        logits: Tensor = model(**trunk_inputs(batch), use_cache=False, **lean(model)).logits
         return tap.hidden, logits
 
 
 def decoder_states(head: DraftHead, model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     """Hidden states (B, T, D) without the unembedding, where `teacher.has_linear_logits`."""
     with HiddenTap(model, layers=head.config.layers, every=True) as tap:
-        model.get_decoder()(**trunk_inputs(batch), use_cache=False)
+        model.get_decoder()(**trunk_inputs(batch), use_cache=False, **lean(model))
         return tap.hidden
 
 

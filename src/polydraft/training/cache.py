@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from polydraft.errors import InputError
 from polydraft.files import saving
+from polydraft.forwards import lean
 from polydraft.heads.fingerprint import config_fingerprint, unembedding, weights_fingerprint
 from polydraft.hidden import HiddenTap
 from polydraft.training.data import Document, collate, data_hash
@@ -132,7 +133,7 @@ def cache_hidden(
         batch = collate([vars(documents[i]) for i in part])
         ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
         with HiddenTap(model, layers=layers) as tap:
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **lean(model)).logits
             hidden = tap.hidden
         if start == 0 and not torch.equal(
             linear(hidden[..., : state_size(model, ())], unembedding(model)), logits

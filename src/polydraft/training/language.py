@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from polydraft.forwards import lean
 from polydraft.training.chunked import chunked_sum
 from polydraft.training.data import Document, collate
 
@@ -49,7 +50,7 @@ def language_loss(model: PreTrainedModel, documents: Sequence[Document], *, batc
         batch = collate([vars(d) for d in ordered[i : i + batch_size]])
         labels = batch.pop("labels").to(model.device)
         inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(**inputs, use_cache=False, **lean(model)).logits
         total += float(next_token_loss(logits, labels))
         count += int((next_targets(labels) != -100).sum())
     return total / max(count, 1)

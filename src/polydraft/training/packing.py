@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from polydraft.errors import InputError
+from polydraft.forwards import lean
 from polydraft.hidden import HiddenTap
 from polydraft.training.data import Document
 from polydraft.training.order import DocumentDataset
@@ -123,5 +124,5 @@ def check_packing(model: PreTrainedModel) -> None:
 def _states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
     """Hidden states (1, T, d) in float32."""
     with HiddenTap(model) as tap:
-        model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **lean(model))
         return tap.hidden.float()

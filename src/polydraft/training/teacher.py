@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from polydraft.forwards import lean
 from polydraft.heads.fingerprint import unembedding
 
 MOST_LOGITS = 2**24
@@ -114,7 +115,7 @@ def has_linear_logits(model: PreTrainedModel) -> bool:
     """
     if model not in _LINEAR:
         ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits
-        states = model.get_decoder()(input_ids=ids, use_cache=False)[0]
+        logits = model(input_ids=ids, use_cache=False, **lean(model)).logits
+        states = model.get_decoder()(input_ids=ids, use_cache=False, **lean(model))[0]
         _LINEAR[model] = torch.equal(linear(states, unembedding(model)), logits)
     return _LINEAR[model]
