@@ -159,8 +159,9 @@ class PooledJoint(JointDistribution):
     ) -> Chain:
         if not self._chains:
             whole = None if warp is None else one_by_one(warp)
-            tokens, rows = self._many.sample(generator=generator, warp=whole)
+            tokens, rows, lengths = self._many.sample(generator=generator, warp=whole)
             assert rows is not None
+            assert lengths is None or bool((lengths == tokens.shape[1]).all())  # the warp leaves draft tokens
             self._chains = [Chain(tokens[b : b + 1], rows[b : b + 1]) for b in range(POOL)]
         chain = self._chains.pop()
         return Chain(chain.tokens[:, :length], cast(Tensor, chain.log_rows)[:, :length])

@@ -70,10 +70,10 @@ def test_p_is_the_base_models_and_q_the_adapted_ones(
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     original = Engine.verify
 
-    def watch(self: Engine, row: Row, draft: Draft, logits: Tensor, best: Any) -> Kept:
+    def watch(self: Engine, row: Row, draft: Draft, logits: Tensor, best: Any, settle: Any) -> Kept:
         if draft.log_rows is not None:
             seen.append((row.ids, torch.tensor([draft.tokens], dtype=torch.long), draft.log_rows, logits))
-        return original(self, row, draft, logits, best)
+        return original(self, row, draft, logits, best, settle)
 
     monkeypatch.setattr(Engine, "verify", watch)
     generator = torch.Generator().manual_seed(0)
