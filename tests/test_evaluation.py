@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from functools import partial
@@ -195,6 +196,11 @@ def test_check_writable(tmp_path: Path) -> None:
     check_writable(tmp_path / "new.json")
     with pytest.raises(InputError, match="does not exist"):
         check_writable(tmp_path / "gone/out.json")
+    os.mkfifo(tmp_path / "pipe")
+    for write in (check_writable, lambda path: write_report({}, path)):
+        with pytest.raises(InputError, match="pipe is a device or a pipe, no file"):
+            write(tmp_path / "pipe")  # an atomic write would put a file in its place
+    assert (tmp_path / "pipe").is_fifo()
     with pytest.raises(InputError, match="is a folder"):
         check_writable(tmp_path)
 

@@ -11,15 +11,20 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from polydraft.errors import PolydraftError
+from polydraft.errors import InputError, PolydraftError, first_line
+
+TORCH_WRITERS = ("inline_container", "PytorchStreamWriter")
+"""What torch's errors name when a file could not be written whole."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` beside `path`, flush it to disk, then rename it into place.
 
     Raises:
+        InputError: something lies at `path` that is no file; a device would be replaced.
         OSError: the folder is missing, not writable or full; `path` is then left as it was.
     """
+    check_file(path)
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -37,19 +42,32 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_file(path: Path) -> None:
+    """Refuse to write in the place of a folder, a device or a pipe.
+
+    Raises:
+        InputError: there is one.
+    """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe, no file"
+        raise InputError(f"{path} is {kind}: give a file name")
+
+
 @contextmanager
 def saving(path: Path) -> Iterator[None]:
-    """Around what writes safetensors at `path`: their own error for a full disk becomes one clear line.
+    """Around what safetensors and torch write at `path`: their errors for a full disk become one clear line.
 
     Raises:
         PolydraftError: it could not be written.
     """
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITERS):
+            raise
         raise PolydraftError(
-            f"cannot write {path}: {error}; make room on the disk and run the same again, with --resume "
-            "where a training was under way"
+            f"cannot write {path}: {first_line(error)}; make room on the disk and run the same again, with "
+            "--resume where a training was under way"
         ) from error
 
 

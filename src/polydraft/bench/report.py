@@ -17,7 +17,7 @@ from polydraft.bench.benchmark import Comparison
 from polydraft.bench.runs import Run, Sampling
 from polydraft.decoding.statistics import DecodingStatistics
 from polydraft.errors import InputError
-from polydraft.files import write_atomic
+from polydraft.files import check_file, write_atomic
 from polydraft.versions import versions
 
 QUARTILES = {"min": 0.0, "q1": 0.25, "median": 0.5, "q3": 0.75, "max": 1.0}
@@ -146,10 +146,9 @@ def check_writable(path: Path) -> None:
     """Make sure that a result can be kept at `path`, before the work that makes it.
 
     Raises:
-        InputError: its folder is missing or not writable, or `path` is a folder.
+        InputError: its folder is missing or not writable, or `path` is a folder or a device.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give a file name")
+    check_file(path)
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from polydraft.textfiles import parse_json
 
 RECORD = "training.json"
 FIGURES = {
@@ -23,7 +24,7 @@ def training(folder: Path, found: dict[str, Any]) -> str:
     """
     known = found["provenance"] or {}
     path = folder / RECORD
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    record = parse_json(path.read_text(encoding="utf-8"), where=str(path)) if path.is_file() else {}
     parts = [
         f"```\n{known['command']}\n```" if known.get("command") else "",
         table("| | |\n|---|---|", settings(known, record)),

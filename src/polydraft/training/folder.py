@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.ranks import world_size
+from polydraft.textfiles import parse_json
 from polydraft.training.data import Document, data_hash
 from polydraft.training.options import TrainOptions
 
@@ -85,7 +86,9 @@ def check_folder(out: Path, identity: dict[str, Any], *, resume: bool) -> str | 
     check_free(out, resume=resume)
     record = out / "run.json"
     if record.exists():
-        names = differences(json.loads(record.read_text()), json.loads(json.dumps(identity)))
+        names = differences(
+            parse_json(record.read_text(), where=str(record)), json.loads(json.dumps(identity))
+        )
         if names:
             raise InputError(
                 f"{out} holds a run of other options or data ({', '.join(names)}): give the same ones, or "

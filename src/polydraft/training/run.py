@@ -164,7 +164,7 @@ def train(
     warmup = trainer.args.warmup_steps
     for callback in (*callbacks, guards.ComponentGuard(on_note, rank=head.config.rank, warmup=int(warmup))):
         trainer.add_callback(callback)
-    with distributed.lost_peers_in_one_line():
+    with distributed.lost_peers_in_one_line(), saving(out):
         trainer.train(resume_from_checkpoint=checkpoint)
         found = settle(trainer, out, tokenizer, on_note=on_note)
         found |= text | guards.dead_record(trainer.state.log_history, warmup=int(warmup))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polydraft.errors import InputError
 from polydraft.files import write_atomic
 from polydraft.heads.fingerprint import describe_base
+from polydraft.textfiles import parse_json
 from polydraft.versions import versions
 
 OTHERS = {"base_model": "by another model", "prompts_hash": "of other prompts", "dtype": "in another dtype"}
@@ -63,7 +64,7 @@ def record_recipe(folder: Path, recipe: dict[str, Any], run: dict[str, Any]) -> 
     with FileLock(folder / ".lock"):
         runs: list[dict[str, Any]] = []
         if path.exists():
-            old, new = json.loads(path.read_text()), json.loads(json.dumps(recipe))
+            old, new = parse_json(path.read_text(), where=str(path)), json.loads(json.dumps(recipe))
             for name in old.keys() & new.keys():
                 if old[name] != new[name]:
                     words = OTHERS.get(name, f"with {name} {old[name]}, not {new[name]}")
