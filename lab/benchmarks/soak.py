@@ -55,6 +55,8 @@ class FaultError(Exception):
 class Faulty(LogitsProcessor):
     """Changes nothing, and fails at its call number `left`."""
 
+    stateless = True  # of its scores: when it fails is no matter of theirs
+
     def __init__(self, left: int) -> None:
         self.left = left
 

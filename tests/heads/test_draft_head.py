@@ -176,13 +176,14 @@ class TestAttach:
         assert head.is_attached_to(model)
 
     def test_refuses_another_tokenizer(self) -> None:
-        tokenizer, other = tiny_tokenizer(), tiny_tokenizer()
-        other.add_tokens(["<more>"])
+        tokenizer, grown = tiny_tokenizer(), tiny_tokenizer()
+        grown.add_tokens(["<more>"])
         model = tiny_model(vocab_size=300)
         head = tiny_head(model, tokenizer=tokenizer)
         head.attach(model, tokenizer)
+        head.attach(model, grown)  # a token added within the rows of the model changes no other
         with pytest.raises(InputError, match="has another tokenizer"):
-            head.attach(model, other)
+            tiny_head(model, tokenizer=grown).attach(model, tokenizer)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_takes_the_same_model_in_another_dtype(self, dtype: torch.dtype) -> None:

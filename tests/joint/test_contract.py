@@ -117,7 +117,7 @@ class TestAgainstEnumeration:
 
     def test_returned_rows_are_the_rows_of_the_prefix(self, name: str) -> None:
         joint = random_joint(name, batch=6)
-        tokens, rows = joint.sample(generator=torch.Generator().manual_seed(2))
+        tokens, rows, _ = joint.sample(generator=torch.Generator().manual_seed(2))
         assert rows is not None
         for position in range(HORIZON):
             expected = joint.conditional(tokens[:, :position])

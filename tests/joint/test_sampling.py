@@ -28,7 +28,9 @@ from tests.joint.members import (
 class TestWarp:
     def test_rows_are_the_processed_ones_and_the_posterior_is_untouched(self, name: str) -> None:
         joint = random_joint(name, batch=4)
-        tokens, rows = joint.sample(generator=torch.Generator().manual_seed(3), warp=lambda _, row: row / 0.5)
+        tokens, rows, _ = joint.sample(
+            generator=torch.Generator().manual_seed(3), warp=lambda _, row: row / 0.5
+        )
         assert rows is not None
         for position in range(HORIZON):
             expected = (joint.conditional(tokens[:, :position]) / 0.5).log_softmax(-1)
@@ -119,7 +121,7 @@ def test_shapes_and_invariants(sizes: dict[str, float]) -> None:
     batch, horizon, vocab_size = joint.batch_size, joint.horizon, joint.vocab_size
     assert isinstance(joint, JointDistribution)
     assert (batch, horizon, vocab_size) == (sizes["batch"], sizes["horizon"], sizes["vocab_size"])
-    tokens, rows = joint.sample(generator=torch.Generator().manual_seed(0))
+    tokens, rows, _ = joint.sample(generator=torch.Generator().manual_seed(0))
     assert rows is not None
     assert tokens.shape == joint.argmax().tokens.shape == (batch, horizon)
     assert rows.shape == (batch, horizon, vocab_size)

@@ -119,7 +119,7 @@ def imported() -> set[str]:
     return found - set(sys.stdlib_module_names) - {"polydraft"}
 
 
-PARTS = {"starlette": "fastapi", "pydantic": "fastapi"}
+PARTS = {"starlette": "fastapi", "pydantic": "fastapi", "pydantic_core": "fastapi"}
 """What others are made of, and is part of their interface."""
 
 
