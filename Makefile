@@ -50,10 +50,11 @@ docs: setup  ## guides and reference as one folder that opens offline, site/; li
 	$(VENV)/bin/python scripts/cli_reference.py
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy, words and generated tables
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python scripts/check_words.py
 	$(VENV)/bin/python -m lab page docs/results.md --check
 
 format: setup  ## let ruff rewrite what it can

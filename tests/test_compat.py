@@ -26,14 +26,14 @@ from tests.tiny import tiny_head, tiny_model
 
 
 class OlderLlama(LlamaForCausalLM):
-    """A model of one's own, written for the name before 5.24."""
+    """A user's own model, written for the name before 5.24."""
 
     def forward(self, input_ids: Any, past_key_values: Any = None, **inputs: Any) -> Any:
         return super().forward(input_ids, **{CACHE: past_key_values}, **inputs)
 
 
 class NewerLlama(LlamaForCausalLM):
-    """A model of one's own, written for the name since 5.24."""
+    """A user's own model, written for the name since 5.24."""
 
     def forward(self, input_ids: Any, cache: Any = None, **inputs: Any) -> Any:
         return super().forward(input_ids, **{CACHE: cache}, **inputs)

@@ -106,10 +106,12 @@ def test_the_verdict_on_trees() -> None:
     assert "Checking a tree of 4 nodes makes a forward 1.20 times as long" in said
     assert "making it takes 12% of one" in said
     assert "Trees of 4 nodes give 2.50 tokens a step (2 prompts, 100 tokens, greedy)" in said
-    dear = verdict(of_trees([90, 10], drafting=0.05))
-    assert "does not pay here: a tree of 1 node a step has to give 2.20 tokens to be worth its time" in dear
-    assert "and gives 1.05" in dear
-    assert "Drafting is dear: one draft takes 100% of a forward" in dear
+    expensive = verdict(of_trees([90, 10], drafting=0.05))
+    assert (
+        "does not pay here: a tree of 1 node a step has to give 2.20 tokens to be worth its time" in expensive
+    )
+    assert "and gives 1.05" in expensive
+    assert "Drafting is expensive here: one draft takes 100% of a forward pass" in expensive
 
 
 def test_compiled_drafting_is_compared_with_compiled_plain_decoding() -> None:
@@ -156,10 +158,13 @@ def test_where_it_does_not_pay_the_verdict_says_why() -> None:
     assert "does not pay here: a single draft a step has to be kept in 20% of the steps" in weak
     assert "and 5% are" in weak
     assert "guesses right too seldom" in weak
-    dear = verdict(diagnosis([50, 20, 20, 10], forward=(0.05, 0.1, 0.15, 0.2), rows=8))
-    assert "Checking is dear: a second token adds 100% to a forward. Try a smaller batch" in dear
+    expensive = verdict(diagnosis([50, 20, 20, 10], forward=(0.05, 0.1, 0.15, 0.2), rows=8))
+    assert (
+        "Verification is expensive here: each extra token adds 100% to a forward pass. Try a smaller batch"
+        in expensive
+    )
     slow = verdict(diagnosis([50, 20, 20, 10], forward=(0.05, 0.05, 0.05, 0.05), drafting=0.06))
-    assert "Drafting is dear: one draft takes 120% of a forward" in slow
+    assert "Drafting is expensive here: one draft takes 120% of a forward pass" in slow
     hardly = verdict(diagnosis([79, 21], forward=(0.05, 0.055, 0.06, 0.07)))
     assert "hardly pays here: expect 1.01x" in hardly
 

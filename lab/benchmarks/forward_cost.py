@@ -2,7 +2,7 @@
 
     OMP_WAIT_POLICY=PASSIVE python -m lab.benchmarks.forward_cost --threads 1 --out forward_cost.json
 
-For every width, milliseconds of a verification forward behind `--context` tokens (medians over rounds, both
+For every width, milliseconds of a verification forward after `--context` tokens (medians over rounds, both
 ways in the same round), their ratio, and the share of the machine's limit: the time in which its memory
 delivers the weights that a forward over one token reads, over the time it took. `--rows` texts at once.
 Also the seconds that the compiled path takes to get ready, and the milliseconds of drafting with a head.
@@ -39,7 +39,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 class Drafting:
-    """Greedy drafts of a head behind a text, again and again in the same place."""
+    """Greedy drafts of a head after a text, again and again in the same place."""
 
     def __init__(self, head: DraftHead, *, rows: int, context: int) -> None:
         self.reader = head.reader(rows=rows)
@@ -50,7 +50,7 @@ class Drafting:
         self.reader.joint()
 
     def tell(self, count: int) -> None:
-        """Let every row grow by so many positions."""
+        """Let every row grow by `GROWN` positions."""
         self.reader.tell([self.state[:count]] * self.rows, [self.tokens[:count]] * self.rows)
 
     def __call__(self) -> Tensor:

@@ -107,7 +107,7 @@ async def load(
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """The smallest values that so many percent do not exceed (nearest rank)."""
+    """The smallest values that the given percentages do not exceed (nearest rank)."""
     ranked = sorted(values)
     return {f"p{share}": ranked[-(-len(ranked) * share // 100) - 1] for share in SHARES} if ranked else {}
 

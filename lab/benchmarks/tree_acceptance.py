@@ -8,7 +8,7 @@ A greedy step keeps what of the text its tree holds. At T = 1 three forms are co
 given the text, that its tokens are kept: the chain judged token by token, trees of chosen tokens alone, and
 trees of `draw_tree`, whose drawn child is the text's token x with probability min(1, q(x) / p(x)).
 Siblings of a kept token are drawn without regard to their refusal, which moves nothing but the shape of
-what grows behind them.
+what follows them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def drawn(nodes: int) -> Survive:
             at = hit.int().argmax(-1)
             out[:, s] = alive
             level = level.children(new.parents, new.tokens) if s + 1 < joint.horizon else level
-            scores = (scores.gather(1, new.parents) + new.behind).where(new.alive, -torch.inf)
+            scores = (scores.gather(1, new.parents) + new.log_chance).where(new.alive, -torch.inf)
         return out
 
     return survive

@@ -22,7 +22,7 @@ def project(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="results.json of evaluate overhead: foretell from measured costs.",
+            help="results.json of evaluate overhead: predict from measured costs.",
             show_default=False,
         ),
     ] = None,
@@ -30,7 +30,7 @@ def project(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="results.json of a grid with timed cells: foretold and compared, with --costs; several.",
+            help="results.json of a grid with timed cells: predicted and compared, with --costs; several.",
             show_default=False,
         ),
     ] = None,
@@ -108,7 +108,7 @@ def project(
     mode: Annotated[str, typer.Option(help="greedy or sampled.")] = "greedy",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all.")] = Path("runs/project"),
 ) -> None:
-    """Foretell how much faster drafted decoding is: by a roofline, or from costs measured here.
+    """Predict how much faster drafted decoding is: by a roofline, or from costs measured here.
 
     E tokens a cycle over the cost of a cycle in plain steps. Nothing is run.
     """
@@ -178,8 +178,8 @@ def project(
 
 
 def measured_table(found: dict[str, Any]) -> Table:
-    """Errors of what was foretold."""
-    table = Table(title=f"{found['model']}: foretold over measured", box=box.SIMPLE)
+    """Errors of what was predicted."""
+    table = Table(title=f"{found['model']}: predicted over measured", box=box.SIMPLE)
     table.add_column("what")
     for heading in ("figures", "mean error", "bias", "worst", "within 10%"):
         table.add_column(heading, justify="right")

@@ -163,7 +163,7 @@ class GridConfig:
     """A whole comparison.
 
     Attributes:
-        start: trained first; every cell starts from it unless it says otherwise. None: from nothing.
+        start: trained first; every cell starts from it unless it says otherwise. None: from scratch.
     """
 
     dtype: str = "auto"

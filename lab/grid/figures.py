@@ -16,7 +16,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Prompts drawn anew with replacement, within each kind: the kinds are given, their prompts a sample.
+    """Prompts resampled with replacement, within each kind: the kinds are given, their prompts a sample.
 
     Attributes:
         kinds: of each prompt. picks: (draws, P) indices of prompts, the columns in the order of `kinds`.

@@ -16,7 +16,7 @@ class Progress(Protocol):
         """One remark."""
 
     def training(self, steps: int) -> AbstractContextManager[TrainerCallback]:
-        """Follow one training run of so many steps."""
+        """Follow one training run of `steps` steps."""
 
     def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
         """Follow a count up to `total`; the function counts one more and says which."""

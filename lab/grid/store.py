@@ -11,7 +11,7 @@
     OUT/cells/NAME/texts/               those of the model that the cell has trained
     OUT/results.json, results.md, *.png the report
 
-All that depends on a head lies in its folder: remove the folder, and the cell is made anew.
+All that depends on a head lies in its folder: remove the folder, and the cell is made again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Store:
                 if not (folder / name).is_file():
                     raise InputError(
                         f"{folder} holds a head but no {name}, which says how it was made: put it back, "
-                        "or remove the folder to make it anew"
+                        "or remove the folder to make it again"
                     )
 
     def texts(self, cell: Cell) -> Path:
@@ -166,7 +166,7 @@ def claim(path: Path, identity: dict[str, Any], *, what: str, remove: str) -> No
     Names that only one of the two has are not compared: an option that came later changes nothing.
 
     Raises:
-        InputError: they differ; names `what`, the first difference, and what to `remove` to make it anew.
+        InputError: they differ; names `what`, the first difference, and what to `remove` to make it again.
     """
     identity = json.loads(json.dumps(identity))
     recorded = read_json(path)
@@ -177,7 +177,7 @@ def claim(path: Path, identity: dict[str, Any], *, what: str, remove: str) -> No
     if found is not None:
         name, old, new = found
         raise InputError(
-            f"{what} was made with {name} {old}, not {new}: remove {remove} to make it anew, "
+            f"{what} was made with {name} {old}, not {new}: remove {remove} to make it again, "
             "or give another --out"
         )
 

@@ -35,7 +35,7 @@ class Targets:
     """Loads them; a frozen base's once, and keeps that.
 
     Args:
-        dtype: name of it, for models from nothing; `open_model` knows it by itself.
+        dtype: name of it, for models from scratch; `open_model` knows it by itself.
     """
 
     def __init__(self, store: Store, open_model: OpenModel, *, dtype: str) -> None:
@@ -67,5 +67,5 @@ class Targets:
         return Target(*self._open(str(head / MODEL)))
 
     def tokenizer(self, base: Base, *, trunk: str) -> PreTrainedTokenizerBase:
-        """Of the base, without its model where that is made from nothing."""
+        """Of the base, without its model where that is made from scratch."""
         return own_tokenizer(Path(base.model)) if trunk == "scratch" else self.base(base).tokenizer

@@ -94,7 +94,7 @@ def drafted_cycle(
 
 
 class AfterCycles(StoppingCriteria):
-    """Holds once `trunk` has seen so many forwards."""
+    """Holds once `trunk` has seen the given number of forwards."""
 
     def __init__(self, trunk: StampedTrunk, cycles: int) -> None:
         self.trunk, self.cycles = trunk, cycles
@@ -109,7 +109,7 @@ def plain_step(model: PreTrainedModel, prompt: Tensor, *, steps: int, do_sample:
     """Seconds of `model.generate`, without drafts: of a step ("step"), of the forward in it, of the prompt.
 
     Args:
-        prompt: (T,) int64. steps: at least 1, behind the prompt's own.
+        prompt: (T,) int64. steps: at least 1, after the prompt's own.
         do_sample: at temperature 1; else greedy.
     """
     stamps: list[tuple[float, float]] = []

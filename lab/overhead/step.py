@@ -19,7 +19,7 @@ LOSS = "distill"
 
 
 def training_batch(*, positions: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-    """One row with so many positions to learn from, of the first `tokens` tokens, which can be drafted."""
+    """One row with `positions` places to learn from, of the first `tokens` tokens, which can be drafted."""
     ids = torch.arange(positions + 2, device=device)[None] * 7919 % tokens
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 

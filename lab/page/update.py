@@ -38,7 +38,7 @@ def updated(document: Path) -> Update:
 
 
 def update(document: Path) -> Update:
-    """Write `document` anew where its results say otherwise; hand-written words stay as they are.
+    """Rewrite `document` where its results say otherwise; hand-written words stay as they are.
 
     Raises:
         InputError: as `updated`.

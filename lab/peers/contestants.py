@@ -63,7 +63,7 @@ def static(model: PreTrainedModel, *, length: int, backend: str = "inductor") ->
     """`model.generate` with a static cache of `length` tokens and a compiled forward.
 
     transformers compiles on accelerators by itself; elsewhere it must be told to. Shapes are static, so each
-    batch size is compiled once, and no later prompt compiles anew.
+    batch size is compiled once, and no later prompt compiles again.
     """
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     config = CompileConfig(mode=mode, dynamic=False, backend=backend)

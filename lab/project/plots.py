@@ -11,13 +11,13 @@ KINDS = {"given": "given tokens per step", "replayed": "tokens per step as repla
 
 
 def plot_results(content: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw what there is: curve.png, foretold.png; speedup.png, rank.png; returns their paths."""
+    """Draw what there is: curve.png, predicted.png; speedup.png, rank.png; returns their paths."""
     out = []
     measured, roofline = content["measured"], content["roofline"]
     if measured is not None:
         out.append(plot_curve(measured, folder / "curve.png"))
         if measured["grids"]:
-            out.append(plot_foretold(measured["grids"], folder / "foretold.png"))
+            out.append(plot_predicted(measured["grids"], folder / "predicted.png"))
     if roofline is not None:
         out += [plot_speedup(roofline, folder / "speedup.png"), plot_rank(roofline, folder / "rank.png")]
     return out
@@ -28,7 +28,7 @@ def plot_curve(measured: dict[str, Any], path: Path) -> Path:
     rows = measured["roofline"]["forwards"]
     figure, axes = panels(1, 1)
     axis = axes[0][0]
-    for name in ("measured", "foretold"):
+    for name in ("measured", "predicted"):
         axis.plot([r["tokens"] for r in rows], [1e3 * r[name] for r in rows], marker="o", label=name)
     axis.set_xlabel("new tokens")
     axis.set_ylabel("milliseconds of a forward")
@@ -39,8 +39,8 @@ def plot_curve(measured: dict[str, Any], path: Path) -> Path:
     return save(figure, path)
 
 
-def plot_foretold(grids: list[dict[str, Any]], path: Path) -> Path:
-    """Measured against foretold speed-ups, a panel per question; the band is 10% off."""
+def plot_predicted(grids: list[dict[str, Any]], path: Path) -> Path:
+    """Measured against predicted speed-ups, a panel per question; the band is 10% off."""
     figure, axes = panels(1, len(KINDS))
     for axis, (name, title) in zip(axes[0], KINDS.items(), strict=True):
         ends: list[float] = []
@@ -57,7 +57,7 @@ def plot_foretold(grids: list[dict[str, Any]], path: Path) -> Path:
         axis.plot(line, line, color="black", linewidth=0.8)
         low, high = [0.9 * v for v in line], [1.1 * v for v in line]
         axis.fill_between(line, low, high, color="grey", alpha=0.15)
-        axis.set_xlabel(f"foretold speed-up, {title}")
+        axis.set_xlabel(f"predicted speed-up, {title}")
         axis.set_ylabel("measured speed-up, median over prompts")
         axis.legend(fontsize=6)
     return save(figure, path)

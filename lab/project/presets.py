@@ -74,7 +74,7 @@ def model_shape(name: str) -> ModelShape:
 
 
 def on_machine(name: str, *, devices: int = 1, fp8: bool = False, **chosen: float | None) -> Machine:
-    """The machine called `name`, of `MACHINES`, so many of it, and other figures than its own.
+    """The machine called `name`, of `MACHINES`, `count` of it, and other figures than its own.
 
     Args:
         fp8: weights of one byte: arithmetic is `FP8` times as fast.

@@ -27,7 +27,7 @@ class Measured:
     """What is projected from costs that were measured.
 
     Attributes:
-        costs: results.json of an overhead run. grids: those of grids to foretell.
+        costs: results.json of an overhead run. grids: those of grids to predict.
         prompt_tokens: of a timed prompt; 0 for the context of the overhead run.
         components, calibrate: as of `compare`.
     """
@@ -40,7 +40,7 @@ class Measured:
 
 
 def from_measured(asked: Measured) -> dict[str, Any]:
-    """The roofline judged by the overhead run, and every grid's cells foretold from it.
+    """The roofline judged by the overhead run, and every grid's cells predicted from it.
 
     Raises:
         InputError: as of `read_results`, `MeasuredCosts`, `compare` and `validate`.

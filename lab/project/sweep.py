@@ -23,7 +23,7 @@ class Sweep:
 
     Attributes:
         ranks, horizons, batches: all combinations. acceptances: conditional acceptance by position, each held
-            for all ranks: what a rank adds to acceptance is not foretold, but what it must add (`rows`).
+            for all ranks: what a rank adds to acceptance is not predicted, but what it must add (`rows`).
         context, mode: of `Load`. joint, features, draft_vocab_size, map_rank, markov_rank, feature_size: of
             the heads; a feature_size of 0 is `FEATURE_RATIO` d.
     """

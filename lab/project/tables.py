@@ -15,7 +15,7 @@ LABELS = {
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """What was measured and foretold, then the roofline."""
+    """What was measured and predicted, then the roofline."""
     parts = ["# Projected speed-ups\n", f"`{content['command']}`\n"]
     if content["measured"] is not None:
         parts += measured_parts(content["measured"])
@@ -25,31 +25,31 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def measured_parts(found: dict[str, Any]) -> list[str]:
-    """The roofline against the machine, and grids foretold."""
+    """The roofline against the machine, and grids predicted."""
     roofline = found["roofline"]
     parts = [
         f"## Roofline against {found['model']} as measured\n",
         f"{roofline['bandwidth'] / 1e9:.1f} GB/s, {roofline['flops'] / 1e9:,.0f} GFLOP/s; "
         f"{1e6 * roofline['launch']:.0f} us an operation, fitted to the forward over one token alone.\n",
-        table(["forward over", "measured ms", "foretold ms", "error"], [
+        table(["forward over", "measured ms", "predicted ms", "error"], [
             [str(row["tokens"]), *both(row)] for row in roofline["forwards"]
         ]),
-        table(["drafting with", "measured ms", "foretold ms", "error"], [
+        table(["drafting with", "measured ms", "predicted ms", "error"], [
             [row["name"], *both(row)] for row in roofline["drafts"]
         ]),
-        table(["a cycle with", "measured, plain steps", "foretold", "error"], [
-            [row["name"], f"{row['measured']:.2f}", f"{row['foretold']:.2f}", f"{row['error']:+.0%}"]
+        table(["a cycle with", "measured, plain steps", "predicted", "error"], [
+            [row["name"], f"{row['measured']:.2f}", f"{row['predicted']:.2f}", f"{row['error']:+.0%}"]
             for row in roofline["cycles"]
         ]),
     ]  # fmt: skip
     for grid in found["grids"]:
-        parts += [f"## {grid['grid']}, foretold from measured costs\n", error_table(grid), cell_table(grid)]
+        parts += [f"## {grid['grid']}, predicted from measured costs\n", error_table(grid), cell_table(grid)]
     return parts
 
 
 def both(row: dict[str, float]) -> list[str]:
-    """Measured, foretold, error."""
-    return [f"{1e3 * row['measured']:.1f}", f"{1e3 * row['foretold']:.1f}", f"{row['error']:+.0%}"]
+    """Measured, predicted, error."""
+    return [f"{1e3 * row['measured']:.1f}", f"{1e3 * row['predicted']:.1f}", f"{row['error']:+.0%}"]
 
 
 def error_table(grid: dict[str, Any]) -> str:
@@ -67,7 +67,7 @@ def error_table(grid: dict[str, Any]) -> str:
 
 
 def cell_table(grid: dict[str, Any]) -> str:
-    """Each timed cell, measured and foretold."""
+    """Each timed cell, measured and predicted."""
     rows = []
     for row in grid["rows"]:
         low, high = row["interval"]
@@ -87,10 +87,10 @@ def cell_table(grid: dict[str, Any]) -> str:
         "cell",
         "mode",
         "cost",
-        "foretold",
+        "predicted",
         "speed-up",
-        "foretold, given tokens",
-        "foretold, replayed",
+        "predicted, given tokens",
+        "predicted, replayed",
     ]
     return table(headings, rows)
 

@@ -1,7 +1,7 @@
-"""The roofline on the machine that an overhead run measured: one constant fitted, the rest foretold.
+"""The roofline on the machine that an overhead run measured: one constant fitted, the rest predicted.
 
 Bandwidth and arithmetic are as measured, nothing is assumed of shares. What an operation costs beside its
-work (`launch`) follows from the measured forward over one token, and from nothing else:
+work (`launch`) follows from the measured forward over one token, and from no other figure:
 
     launch = (forward(1) - sum_op max(bytes / bandwidth, flops / flops)) / operations
 """
@@ -34,7 +34,7 @@ def local_machine(content: dict[str, Any]) -> tuple[Machine, ModelShape, Load]:
 
 
 def validate(content: dict[str, Any]) -> dict[str, Any]:
-    """Forwards by width, drafting and cycles by head: measured, foretold, and the relative error.
+    """Forwards by width, drafting and cycles by head: measured, predicted, and the relative error.
 
     Of forwards and drafting in seconds, of cycles in plain steps.
     """
@@ -52,9 +52,9 @@ def validate(content: dict[str, Any]) -> dict[str, Any]:
             **content["sizes"],
             weight_bytes=model.weight_bytes,
         )
-        foretold, found = project(model, head, machine, load), cell["greedy"]
-        drafts.append(entry(found["draft"]["median"], foretold.drafting) | {"name": cell["name"]})
-        cycles.append(entry(found["cost"]["median"], foretold.cost) | {"name": cell["name"]})
+        predicted, found = project(model, head, machine, load), cell["greedy"]
+        drafts.append(entry(found["draft"]["median"], predicted.drafting) | {"name": cell["name"]})
+        cycles.append(entry(found["cost"]["median"], predicted.cost) | {"name": cell["name"]})
     judged = [found["error"] for found in forwards if found["tokens"] != 1]
     return {
         "launch": machine.launch,
@@ -69,6 +69,6 @@ def validate(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def entry(measured: float, foretold: float) -> dict[str, float]:
-    """Both figures, and foretold over measured less one."""
-    return {"measured": measured, "foretold": foretold, "error": foretold / measured - 1}
+def entry(measured: float, predicted: float) -> dict[str, float]:
+    """Both figures, and predicted over measured less one."""
+    return {"measured": measured, "predicted": predicted, "error": predicted / measured - 1}

@@ -32,7 +32,7 @@ class HiddenTap:
         every: whether all rows are kept.
 
     Raises:
-        InputError: the model has no output embedding, or not so many layers; after a forward, layers whose
+        InputError: the model has no output embedding, or fewer layers; after a forward, layers whose
             states have another shape than the last one.
         RuntimeError: after a forward, if the decoder's last state is not what the output embedding was fed.
     """

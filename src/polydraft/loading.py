@@ -160,7 +160,7 @@ def load_head(
 
     Raises:
         InputError: no head is there, it is damaged, it was trained for another model, or it does not have
-            so many components.
+            that many components.
     """
     source, revision, config = find_head(name, components=components)
     with one_line_errors(name, what="head"):
@@ -175,7 +175,7 @@ def find_head(name: str, *, components: int | None = None) -> tuple[str, str, Dr
         components: as of `load_head`.
 
     Raises:
-        InputError: no head is there, or it does not have so many components.
+        InputError: no head is there, or it has fewer components.
     """
     source = head_source(name)
     with one_line_errors(name, what="head"):

@@ -20,7 +20,7 @@ def slot_mask(
 
     Token i of row b lies in slot lengths[b] + i. It sees the slots before lengths[b], and of the new ones
     itself and those before it, or, in a tree, itself and its ancestors; of all these, with a `window`,
-    those less than so many positions back.
+    those less than that many positions back.
 
     Args:
         parents: (B, width), of each token of a tree the index of its parent, -1 for none.

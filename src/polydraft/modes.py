@@ -12,9 +12,9 @@ VERIFICATION = "token"
 DRAFTING = "auto"
 """The drafting unless another is asked for: trees where the model takes them, else chains."""
 DRAFT_LENGTH: int | None = None
-"""Drafts of a cycle unless another number is asked for; None: as many as pay on this machine."""
+"""Drafts of a cycle unless another number is given; None picks the fastest number for this machine."""
 VERIFIER = "trained"
-"""Of a model with an adapter."""
+"""The verifier of a model with an adapter, unless another is chosen."""
 
 
 def asked_length(draft_length: int | None) -> int | None:

@@ -57,7 +57,7 @@ class PackedLinear(nn.Linear):
 class Packed:
     """Context manager: inside, the linear layers of some modules use packed copies of their weights.
 
-    The copies take as much memory as the weights again. Weights that change afterwards are packed anew when
+    The copies take as much memory as the weights again. Weights that change afterwards are packed again when
     it is entered. Layers that are not in bfloat16 or not on the CPU stay as they are, and so do all where
     oneDNN has no such products.
     """

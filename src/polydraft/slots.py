@@ -1,7 +1,7 @@
 """A cache in which every row of a batch has its own length, and a draft is taken back by not counting it.
 
 The token at position p of a row lies in slot p of that row: prompts are padded on the right, never on the
-left. A forward over w tokens writes the w slots behind each row's length; what is kept of them counts, the
+left. A forward over w tokens writes the w slots after each row's length; what is kept of them counts, the
 rest is overwritten by the next forward. So rows may accept different numbers of drafts, nothing is ever
 cropped, and a sliding window is a matter of the mask.
 """
@@ -52,7 +52,7 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write (B, H, w, D) behind each row's length; all slots up to the longest row's last one."""
+        """Write (B, H, w, D) after each row's length; all slots up to the longest row's last one."""
         width = key_states.shape[-2]
         end = self._slots.reserve(width)
         if not self.is_initialized:
@@ -76,11 +76,11 @@ class SlotLayer(CacheLayerMixin):
             self.keys, self.values = (_longer(x, self._slots.capacity) for x in (self.keys, self.values))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As of a cache without a window: the mask sees to it."""
+        """Return the sizes of a cache without a window; the mask leaves out what lies beyond it."""
         return max(self._slots.lengths) + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Of the longest row."""
+        """Return the length of the longest row."""
         return max(self._slots.lengths)
 
     def get_max_length(self) -> int:
@@ -167,7 +167,7 @@ class SlotCache(Cache):
                 layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
 
     def join(self, other: SlotCache) -> None:
-        """Take in the rows of another cache of the same model, behind one's own."""
+        """Take in the rows of another cache of the same model, after the present ones."""
         self.capacity = other.capacity = max(self.capacity, other.capacity)
         for own, new in zip(self._own, other._own, strict=True):
             known = own if own.is_initialized else new
@@ -241,7 +241,7 @@ def layer_windows(config: PreTrainedConfig) -> list[int | None]:
 
 
 def _longer(states: Tensor, size: int) -> Tensor:
-    """(B, H, S, D) with zeros behind, up to `size` slots."""
+    """(B, H, S, D) padded with zeros up to `size` slots."""
     out = states.new_zeros(*states.shape[:2], size, states.shape[-1])
     out[:, :, : states.shape[-2]] = states
     return out

@@ -283,11 +283,11 @@ def test_fixed_drafts_the_same_always() -> None:
 def test_few_tokens_are_copied_where_wide_forwards_are_dear() -> None:
     """Nine of ten copies kept: E(k) = sum of .9^j, to 15. Wide forwards free: all; at 0.3 a token: few."""
     free = Costs({(1, 1): 1.0, (1, 16): 1.2}, {(1, 1): 9.0})
-    dear = Costs({(1, 1): 1.0, (1, 16): 5.5}, {(1, 1): 9.0})
+    expensive = Costs({(1, 1): 1.0, (1, 16): 5.5}, {(1, 1): 9.0})
     chosen = {}
-    for name, costs in (("free", free), ("dear", dear)):
+    for name, costs in (("free", free), ("expensive", expensive)):
         policy = Measured(costs.copying(), ChainExpectation(15, likely=0.9))
         chosen[name] = policy.drafts(1)
         rates = [sum(0.9**j for j in range(k + 1)) / costs.forward_seconds(1, k + 1) for k in range(16)]
         assert chosen[name] == max(range(16), key=rates.__getitem__)
-    assert chosen["dear"] < 8 < chosen["free"]
+    assert chosen["expensive"] < 8 < chosen["free"]

@@ -203,8 +203,8 @@ def test_the_command_foretells_a_grid(tmp_path: Path) -> None:
     content = json.loads((out / "results.json").read_text())
     assert content["measured"]["grids"][0]["errors"]["given ratio"]["mean"] == pytest.approx(0)
     assert content["roofline"] is None
-    assert "foretold from measured costs" in (out / "results.md").read_text()
-    assert (out / "foretold.png").exists() == can_plot()
+    assert "predicted from measured costs" in (out / "results.md").read_text()
+    assert (out / "predicted.png").exists() == can_plot()
 
 
 def test_the_command_projects_shapes(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def reference(head: DraftHead, anchors: Anchors) -> tuple[Tensor, Tensor, Tensor
 
     kl by a library's formula, of the base model's row confined to the draft vocabulary, times its mass there;
     tv as half the sum of differences over all of the base model's tokens, most of which q cannot say.
-    A position outside V' tells nothing; only x[t+1] (position 0 of `hidden` features) can be such a gap
+    A position outside V' is unknown; only x[t+1] (position 0 of `hidden` features) can be such a gap
     before a target that counts.
     """
     assert anchors.teacher is not None and anchors.teacher_index is not None

@@ -64,7 +64,7 @@ def test_fused_anchors_by_hand(model: PreTrainedModel) -> None:
 def test_hidden_anchors_by_hand(model: PreTrainedModel) -> None:
     anchors = build_anchors(head_of(model, "hidden"), model, batch_of(PROMPTED, PLAIN), teacher=True)
     assert tokens_of(anchors) == [[13, 14, 15, -1], [14, 15, -1, -1], [2, -1, 4, -1], [-1, 4, -1, -1]]
-    # x[t+1] = 50 tells nothing, but what follows it is still learnt
+    # x[t+1] = 50 is unknown, but what follows it is still learnt
     assert anchors.valid.int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
     assert anchors.teacher_index is not None
     rows = torch.where(anchors.valid, anchors.teacher_index, -1)

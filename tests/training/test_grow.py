@@ -25,7 +25,7 @@ EVERY = (*(name for name in MEMBERS if name != TOY and not MEMBERS[name].steps),
 """All with maps; of the others see `test_steps`."""
 SINGLE = tuple(name for name in EVERY if name != TOY and MEMBERS[name].single)
 EXACT = ("independent", "cp", "markov", "cp-markov")
-"""Members with nothing to start from nothing, but for a bias of zero."""
+"""Members with nothing to start from scratch, but for a bias of zero."""
 FORMS: tuple[dict[str, Any], ...] = (
     {},
     {"features": "hidden"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from polydraft.bench.diagnosis import Diagnosis
 
 CHEAP = 0.5
-"""Of a forward: what a first draft may cost in verification before that is named as the reason."""
+"""The part of a forward that verifying a first draft may cost before it is named as the reason."""
 LITTLE = 1.03
 """Speed-ups below this are hardly any."""
 
@@ -62,10 +62,11 @@ def remedy(found: Diagnosis) -> str:
         )
     if checking >= drafting:
         instead = " Try a smaller batch." if found.rows > 1 else ""
-        return f"Checking is dear: a second token adds {checking:.0%} to a forward.{instead}"
+        share = f"each extra token adds {checking:.0%} to a forward pass"
+        return f"Verification is expensive here: {share}.{instead}"
     return (
-        f"Drafting is dear: one draft takes {drafting:.0%} of a forward. Try a head with fewer components "
-        "(--components) or a smaller draft vocabulary."
+        f"Drafting is expensive here: one draft takes {drafting:.0%} of a forward pass. "
+        "Try a head with fewer components (--components) or a smaller draft vocabulary."
     )
 
 

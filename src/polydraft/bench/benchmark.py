@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def statistics(self) -> DecodingStatistics:
-        """Of the drafted run."""
+        """Return the statistics of the drafted run."""
         assert self.drafted.statistics is not None
         return self.drafted.statistics
 

@@ -50,17 +50,17 @@ class Diagnosis:
 
     @property
     def limit_seconds(self) -> float:
-        """Of a plain forward that did nothing but read the weights."""
+        """Return the seconds of a plain forward that did nothing but read the weights."""
         return self.weight_bytes / self.bandwidth
 
     @property
     def plain_seconds(self) -> float:
-        """Of a plain forward this way."""
+        """Return the seconds of a plain forward this way."""
         return self.costs.forward_seconds(self.rows, 1)
 
     @property
     def eager_seconds(self) -> float:
-        """Of a plain forward that is not compiled."""
+        """Return the seconds of a plain forward that is not compiled."""
         return self.plain_seconds * (self.compiling or 1.0)
 
     @property
@@ -87,7 +87,7 @@ class Diagnosis:
         return {nodes: 1 + factor * usual_tokens(nodes) for nodes in self.sizes}
 
     def cost(self, drafts: int) -> float:
-        """Of a cycle, in plain forwards this way."""
+        """Return the cost of a cycle, in plain forwards this way."""
         return self.costs.cycle(self.rows, drafts) / self.plain_seconds
 
     @property
@@ -117,7 +117,7 @@ class Diagnosis:
 
     @property
     def plain_tokens_per_second(self) -> float:
-        """Of all texts together, this way."""
+        """Return the tokens per second of all texts together, this way."""
         return self.rows / self.plain_seconds
 
     def to_dict(self, *, model: str, head: str, on: PreTrainedModel) -> dict[str, Any]:

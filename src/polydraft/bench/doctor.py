@@ -23,9 +23,9 @@ from polydraft.heads import DraftHead
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 """New tokens of the forwards that are timed for chains."""
 TREE_NODES = 8
-"""Of the trees drafted to see how many nodes are kept."""
+"""The nodes of the trees that are drafted to see how many are kept."""
 TURNS = 2
-"""Of forwards that are compiled and forwards that are not, to see what compiling brings."""
+"""Turns of compiled and of eager forwards, which show what compiling brings."""
 
 OnStage = Callable[[str], None]
 

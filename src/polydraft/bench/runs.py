@@ -130,7 +130,7 @@ class Run:
         return self.tokens_per_second / other.tokens_per_second
 
     def cpu_over(self, other: Run) -> float | None:
-        """As `over`, by CPU time, which other work disturbs less; None where that is not known of both."""
+        """Return the ratio of `over` by CPU time, which other work disturbs less; None if that is unknown."""
         if self.cpu_seconds is None or other.cpu_seconds is None:
             return None
         return len(self.tokens) / self.cpu_seconds * other.cpu_seconds / len(other.tokens)

@@ -40,7 +40,7 @@ def collect(
     ] = "transformers",
     loop_passages: Annotated[
         int,
-        typer.Option(help="Of a loop that a text ends in, keep its passage so many times; 0 keeps all."),
+        typer.Option(help="How often the passage of a loop that ends a text is kept; 0 keeps all."),
     ] = 3,
     worker: Annotated[
         str, typer.Option(metavar="I/M", help="This process takes every M-th batch from the I-th on.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = ("chat", "code", "prose")
 STYLES = ("", "green", "cyan", "magenta", "yellow")
-"""Of a token by the draft position it was accepted at; 0 is the base model's own."""
+"""The style of a token by the draft position it was accepted at; 0 is the base model's own."""
 
 
 def demo(

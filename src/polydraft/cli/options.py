@@ -63,7 +63,7 @@ DraftLength = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Drafts a step; by default as many as pay on this machine, as measured. 0 is plain decoding.",
+        help="Drafts a step; by default the fastest number here, measured once. 0 disables drafting.",
         show_default=False,
     ),
 ]

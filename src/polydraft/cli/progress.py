@@ -31,7 +31,7 @@ class Bar(Progress):
         self._begun: dict[TaskID, tuple[float, float]] = {}
 
     def update(self, task_id: TaskID, **fields: Any) -> None:
-        """As `Progress.update`."""
+        """Update the task as `Progress.update` does, and log a line now and then."""
         super().update(task_id, **fields)
         task, now = self.tasks[self.task_ids.index(task_id)], time.monotonic()
         began, first = self._begun.setdefault(task_id, (now, task.completed))

@@ -7,9 +7,9 @@ from math import log
 from typing import Protocol
 
 LIKELY = 0.5
-"""Of a draft of a chain to be kept, before anything is known."""
+"""The chance that a draft of a chain is kept, before anything is known."""
 LIKELY_COPY = 0.8
-"""Of a copied one."""
+"""The chance that a copied draft is kept, before anything is known."""
 BELIEF = 8.0
 """How many drafts, or cycles, what is expected counts for against what is seen."""
 MEMORY = 0.97
@@ -19,7 +19,7 @@ TREE_SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 class Expectation(Protocol):
-    """Of the tokens a row gains by a cycle.
+    """The expected tokens that a row gains by a cycle.
 
     Attributes:
         sizes: the numbers of drafts to choose from, ascending, 0 first.
@@ -32,11 +32,11 @@ class Expectation(Protocol):
         """E(k) for every k of `sizes`; 1 for none."""
 
     def observe(self, drafted: int, accepted: Sequence[int]) -> None:
-        """Take in a cycle of `drafted` > 0 drafts a row, of which each row kept so many."""
+        """Take in a cycle of `drafted` > 0 drafts a row, of which the rows kept `accepted`."""
 
 
 class ChainExpectation:
-    """Of chains: E(k) = 1 + sum_{j<=k} prod_{s<=j} a_s, a_s = P(draft s is kept | those before it).
+    """Chains: E(k) = 1 + sum_{j<=k} prod_{s<=j} a_s, a_s = P(draft s is kept | those before it).
 
     a_s is the share of drafts kept at each position, recent cycles counting more, shrunk towards the share
     over all positions, which itself starts at `LIKELY`. Evidence fades at a position not tried for long and
@@ -78,7 +78,7 @@ class ChainExpectation:
 
 
 class TreeExpectation:
-    """Of trees of N nodes: E(N) = 1 + c(N) g(N), g(N) = 0.46 + 0.305 ln N.
+    """Trees of N nodes: E(N) = 1 + c(N) g(N), g(N) = 0.46 + 0.305 ln N.
 
     g is what greedy trees of the shipped head keep, within 0.02 from 1 to 32 nodes; c(N) is how many times
     as much is kept here: by trees of this size, recent cycles counting more, shrunk towards c of all sizes,

@@ -31,7 +31,7 @@ def grouped_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers' "sdpa", which it leaves everything to but one mask for all heads of a group.
+    """Compute transformers' "sdpa", which does all but the case of one mask for all heads of a group.
 
     Args:
         query: (B, H, w, D). key, value: (B, H / G, S, D). attention_mask: (B, 1, w, S).

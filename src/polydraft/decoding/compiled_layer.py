@@ -35,7 +35,7 @@ class SlotView:
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As `SlotLayer.update`."""
+        """Write keys and values as `SlotLayer.update` does."""
         self._keys.transpose(1, 2)[self._rows, self._places] = key_states.transpose(1, 2)
         self._values.transpose(1, 2)[self._rows, self._places] = value_states.transpose(1, 2)
         return self._keys[:, :, : self._end], self._values[:, :, : self._end]

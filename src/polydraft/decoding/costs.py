@@ -42,19 +42,19 @@ class Costs:
     drafting: Grid
 
     def forward_seconds(self, rows: int, width: int) -> float:
-        """Of a forward over `width` new tokens of each of `rows` texts."""
+        """Return the seconds of a forward over `width` new tokens of each of `rows` texts."""
         return between(self.forward, rows, width)
 
     def drafting_seconds(self, rows: int, drafts: int) -> float:
-        """Of drafting so many tokens for each of `rows` texts; nothing for none."""
+        """Return the seconds of making `drafts` drafts for each of `rows` texts; 0 for none."""
         return between(self.drafting, rows, drafts) if drafts else 0.0
 
     def cycle(self, rows: int, drafts: int) -> float:
-        """Of drafting and of the forward that verifies, over the pending token and the drafts."""
+        """Return the seconds of drafting and of the forward over the pending token and the drafts."""
         return self.drafting_seconds(rows, drafts) + self.forward_seconds(rows, drafts + 1)
 
     def copying(self) -> CopyingCosts:
-        """Of cycles whose drafts are copied."""
+        """Return the costs of cycles whose drafts are copied."""
         return CopyingCosts(self)
 
     @property
@@ -73,12 +73,12 @@ class Costs:
 
 @dataclass(frozen=True)
 class CopyingCosts:
-    """Of cycles whose drafts cost nothing."""
+    """The costs of cycles whose drafts cost nothing."""
 
     costs: Costs
 
     def cycle(self, rows: int, drafts: int) -> float:
-        """Of the forward over the pending token and the drafts."""
+        """Return the seconds of the forward over the pending token and the drafts."""
         return self.costs.forward_seconds(rows, drafts + 1)
 
 

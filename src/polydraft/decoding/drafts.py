@@ -49,7 +49,7 @@ class Draft(NamedTuple):
 
     @property
     def depths(self) -> list[int]:
-        """How far each token lies behind the pending one, from 1."""
+        """How far each token lies after the pending one, from 1."""
         if self.parents is None:
             return list(range(1, len(self.tokens) + 1))
         return [depth + 1 for depth in tree_depths(self.parents)]

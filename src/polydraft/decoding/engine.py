@@ -47,7 +47,7 @@ class Engine:
         drafting: "chain", "tree" (several continuations, checked together), or, greedy alone, "components"
             (a chain of the likeliest components' tokens, all positions chosen together).
         policy: how many tokens to draft in each cycle; the head's horizon if None.
-        copying: where the last tokens of a text stood in it before, draft so many of those that followed
+        copying: prompt lookup: when the last tokens occurred earlier in the text, draft what followed them
             there, and ask the head elsewhere; None asks the head always.
         keep_scores, keep_logits: leave with every row what its tokens were chosen from.
 
@@ -84,7 +84,7 @@ class Engine:
         self.keep_logits = keep_logits
 
     def scores(self, row: Row, text: Tensor, drafted: Sequence[int], logits: Tensor) -> Tensor:
-        """The processed row (V,) of `row` behind `text` (1, L) and `drafted`; raw `logits` (V,)."""
+        """The processed row (V,) of `row` after `text` (1, L) and `drafted`; raw `logits` (V,)."""
         processors = self.of(row)
         if drafted and processors:
             text = torch.cat([text, text.new_tensor([list(drafted)])], dim=-1)
@@ -115,7 +115,7 @@ class Engine:
         return int(scores.argmax())
 
     def looks_at(self, row: Row) -> bool:
-        """Whether more is needed of the rows behind it than where they are largest."""
+        """Whether more is needed of the rows than where they are largest."""
         return self.do_sample or bool(self.of(row)) or self.keep_scores or self.keep_logits
 
     def draft(self, joint: JointDistribution, rows: Sequence[Row], count: int, depth: int) -> list[Draft]:
@@ -155,7 +155,7 @@ class Engine:
         best: Sequence[int] | None = None,
         settle: Settle = never_ends,
     ) -> Kept:
-        """Check `draft` behind `row` against the base model's rows `logits` (m + 1, V).
+        """Check `draft` after `row` against the base model's rows `logits` (m + 1, V).
 
         Processors are asked for the rows of the text as plain decoding asks them: once each, in their order,
         and not after the text ends. Block verification alone asks ahead, so `check_processors` keeps those

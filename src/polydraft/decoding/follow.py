@@ -45,7 +45,7 @@ class Follower:
         hidden: Sequence[Tensor],
         after: Sequence[Tensor],
     ) -> None:
-        """Of each row k_b tokens more have been read and stay.
+        """Take in that k_b more tokens of each row have been read and stay.
 
         Args:
             tokens: (k_b,) each. hidden: (k_b, D), the verifier's states. after: (k_b,), the token after each.
@@ -53,14 +53,14 @@ class Follower:
         if self._adapted is None:
             self._reader.tell(hidden, after)
             return
-        for unread, read, behind in zip(self._unread, tokens, after, strict=True):
-            unread.append((read, behind))
+        for unread, read, following in zip(self._unread, tokens, after, strict=True):
+            unread.append((read, following))
 
     def joint(self) -> JointDistribution:
-        """The head's joints behind the rows."""
+        """The head's joints after the rows."""
         if self._adapted is not None and self._unread[0]:
             tokens = [torch.cat([read for read, _ in unread]) for unread in self._unread]
-            after = [torch.cat([behind for _, behind in unread]) for unread in self._unread]
+            after = [torch.cat([following for _, following in unread]) for unread in self._unread]
             self._unread = [[] for _ in tokens]
             self._reader.tell(self._adapted(tokens), after)
         return self._reader.joint()

@@ -49,7 +49,7 @@ def decoder(
             model's own, whichever is chosen.
         draft_length: tokens drafted in a cycle, of a chain at most the head's horizon; None for as many
             as pay on this machine, which is measured once (a second or two) and remembered; 0 for none.
-        prompt_lookup_num_tokens: where the text repeats itself, draft up to so many tokens by copying.
+        prompt_lookup_num_tokens: where the text repeats itself, copy up to this many tokens as drafts.
         compiled: run the base model's layers compiled, after a warm-up at the first call; see `warm_up`.
 
     Raises:

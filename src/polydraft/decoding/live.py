@@ -82,18 +82,18 @@ def new_row(
     drafted: bool = True,
     trace: int | None = None,
 ) -> LiveRow:
-    """A text to be written behind `prompt`; the tokens of a sampled one follow from these arguments alone.
+    """A text to be written after `prompt`; the tokens of a sampled one follow from these arguments alone.
 
     Args:
         prompt: token ids, at least one. device: of the model.
-        max_new_tokens: 1 or more. end_tokens: behind any of these the text ends.
+        max_new_tokens: 1 or more. end_tokens: after any of these the text ends.
         temperature: 0 takes the likeliest token; else `GumbelNoise` of `seed`, prompt and `choice` decides.
         top_p, top_k, min_p, repetition_penalty, logit_bias: as transformers' processors; 1, 0, 0, 1 for none.
         frequency_penalty, presence_penalty: see `OccurrencePenalty`.
         logits_processor: further processors, of this text alone, called after penalties and before
             `temperature`; see `polydraft.decoding.stateless`.
         drafted: False decodes this text plainly.
-        trace: keep a `TokenTrace` of every token, with so many of the likeliest; None keeps none.
+        trace: keep a `TokenTrace` of every token, with this many of the likeliest; None keeps none.
 
     Raises:
         InputError: no prompt, or a number out of its range.
@@ -112,7 +112,7 @@ def new_row(
     if repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
     if frequency_penalty or presence_penalty:
-        processors.append(OccurrencePenalty(frequency_penalty, presence_penalty, behind=len(prompt)))
+        processors.append(OccurrencePenalty(frequency_penalty, presence_penalty, after=len(prompt)))
     check_grammars(logits_processor, rows=1)
     processors += of_row(LogitsProcessorList(logits_processor), 0, prompt_length=len(prompt))
     if temperature:

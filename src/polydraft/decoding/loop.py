@@ -213,7 +213,7 @@ class Loop:
         best: Sequence[int] | None,
         joint: JointDistribution | None,
     ) -> list[int]:
-        """Emit what verification keeps of `draft` and the token behind it; the columns that the row keeps.
+        """Emit what verification keeps of `draft` and the token after it; the columns that the row keeps.
 
         Args:
             logits, best: of this row, as of `Engine.verify`. joint: of this row, if it is to be traced.

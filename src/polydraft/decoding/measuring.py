@@ -21,13 +21,13 @@ CONTEXT = 128
 WIDEST = 32
 """New tokens of a forward that is timed, at most."""
 SECONDS = 1.0
-"""Of timing per number of rows, unless `LEAST_ROUNDS` take longer."""
+"""Seconds of timing per number of rows, unless `LEAST_ROUNDS` take longer."""
 LEAST_ROUNDS, MOST_ROUNDS = 4, 20
 
 GROWTH = 2
 """Tokens that a text has grown by when drafts are asked for: one kept, and the next."""
 MOST_NODES = 16
-"""Of the trees that are timed."""
+"""The nodes of the largest tree that is timed."""
 
 OpenTrunk = Callable[[int], Trunk]
 """Number of rows -> a trunk to run them in."""
@@ -143,7 +143,7 @@ class Texts:
         return run
 
     def draft(self, length: int, *, tree: bool) -> Callable[[], object]:
-        """Greedy drafts behind `GROWTH` new tokens; drawn ones cost the same within a tenth."""
+        """Greedy drafts after `GROWTH` new tokens; drawn ones cost the same within a tenth."""
         tokens = list(self._tokens(GROWTH))
 
         def run() -> None:

@@ -196,7 +196,7 @@ class Decoder:
 
 
 def _noises(seed: int, texts: Sequence[Tensor], *, width: int) -> list[GumbelNoise]:
-    """Of each of `texts` (T_b,), which are padded on the left to `width` tokens."""
+    """Return the noise of each of `texts` (T_b,), which are padded on the left to `width` tokens."""
     prompts = [text.tolist() for text in texts]
     return [
         GumbelNoise(seed, prompt=prompt, choice=choice, padding=width - len(prompt))

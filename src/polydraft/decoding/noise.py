@@ -35,7 +35,7 @@ from polydraft.modes import VERIFICATION
 KEPT = 16
 """How many positions back noise is remembered; verification asks again for what drafting asked for."""
 BITS = 52
-"""Of each uniform number. With 23 of them one of 160 sets of 50,000 would have a 1, which wins whatever its
+"""Bits of a uniform number. With 23 of them one of 160 sets of 50,000 would have a 1, which wins whatever its
 probability; of 53 the largest would round to 1."""
 
 
@@ -70,18 +70,18 @@ class GumbelNoise(LogitsProcessor):
         self._kept: dict[int, Tensor] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Behind the text input_ids (B, L), padding included."""
+        """After the text input_ids (B, L), padding included."""
         return scores + self.noise(input_ids.shape[-1], scores.shape[-1], device=scores.device)
 
     def noise(self, length: int, size: int, *, device: torch.device | None = None) -> Tensor:
-        """g of the token ids 0 to `size` - 1 behind `length` tokens, padding included; (size,) float32."""
+        """g of the token ids 0 to `size` - 1 after `length` tokens, padding included; (size,) float32."""
         if length not in self._kept:
             self._kept = {at: kept for at, kept in self._kept.items() if at > length - KEPT}
             self._kept[length] = gumbel([self.start(length)], torch.arange(size, device=device))[0]
         return self._kept[length]
 
     def start(self, length: int) -> int:
-        """Where the stream of the position behind `length` tokens, padding included, begins; of int64."""
+        """Where the stream of the position after `length` tokens, padding included, begins; of int64."""
         position = pack("<q", length - self._padding)
         digest = blake2b(position, key=self._key, digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)

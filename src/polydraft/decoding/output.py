@@ -22,7 +22,7 @@ class DraftedOutput(ModelOutput):
     Attributes:
         sequences: (B, prompt + new) int64, as `model.generate` returns them; rows that end early are padded.
         scores, logits: with `output_scores`, `output_logits`, per new token (B, V) float32, the processed
-            and the raw rows it was chosen from; zeros behind the end of a row.
+            and the raw rows it was chosen from; zeros after the end of a row.
         origins: (B, new) int64; s >= 1 for a token drafted at position s, 0 for one the base model
             gave itself (the first token, a correction or a bonus), -1 for padding.
         statistics: counts and figures of this generation.
@@ -43,7 +43,7 @@ class DraftedOutput(ModelOutput):
 
 
 def together(rows: Sequence[Row], statistics: DecodingStatistics, *, padding: int) -> DraftedOutput:
-    """The output of finished rows; `padding`: the token behind those that ended early."""
+    """The output of finished rows; `padding`: the token after those that ended early."""
     device = rows[0].ids.device
     origins = [torch.tensor(row.origins, device=device) for row in rows]
     return DraftedOutput(

@@ -43,7 +43,7 @@ def told_by_hooks(model: nn.Module) -> bool:
 
 
 def _own(model: PreTrainedModel, name: str) -> Any:
-    """The function behind a method of `model` that has another form in transformers; None for that one."""
+    """The function after a method of `model` that has another form in transformers; None for that one."""
     common = getattr(GenerationMixin, name, None)
     if common is None:  # not a step of this version
         return None

@@ -47,7 +47,7 @@ class Plan:
         return "tree" if takes_trees(model) and not chains else "chain"
 
     def opener(self, model: PreTrainedModel, head: DraftHead, *, rows: int) -> Callable[..., Trunk]:
-        """What makes a trunk, for up to so many rows; compiles where that was asked for.
+        """What makes a trunk, for up to `rows` rows; compiles where that was asked for.
 
         Raises:
             InputError, PolydraftError: what cannot be compiled.

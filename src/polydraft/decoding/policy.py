@@ -1,4 +1,4 @@
-"""How many tokens to draft in the next cycle: as many as pay, none where none do.
+"""How many tokens to draft in the next cycle: the number that gives most tokens per second, or none.
 
 A cycle of k drafts costs C(k), in plain forwards, so C(0) = 1, and yields E(k) tokens a row on average, the
 drafts kept and one from the base model. The rate E(k) / C(k) is what decoding gains over plain; k = 0 is
@@ -20,7 +20,7 @@ SPAN = 128
 """Tokens over which a useless head may cost `TOLERANCE`; over longer texts it costs less."""
 TOLERANCE = 0.02
 INTEREST = 0.005
-"""Of each token of a longer text, what a useless head may cost."""
+"""The part of each token of a longer text that a useless head may cost."""
 
 
 class Policy(Protocol):
@@ -57,7 +57,7 @@ class CycleCosts(Protocol):
 
 
 class Measured:
-    """As many drafts as maximise E(k) / C(k); plain where that is k = 0, with a try now and then.
+    """Drafts as many tokens as maximise E(k) / C(k); plain where that is k = 0, with a try now and then.
 
     What drafting has cost more than plain decoding, C(k) less the tokens a row gained, is kept account of.
     The account starts with (`TOLERANCE` - `INTEREST`) `SPAN` forwards, earns `INTEREST` a token, and no cycle

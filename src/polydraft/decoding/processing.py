@@ -124,7 +124,7 @@ def draft_warp(rows: Sequence[Drafting], draft_ids: Tensor, vocab_size: int) -> 
 
 
 def _warped(row: Drafting, tokens: Tensor, scores: Tensor, draft_ids: Tensor, vocab_size: int) -> Tensor:
-    """Draft rows (w, V') of one text, behind its prefix (1, L) and `tokens` (w, s) each."""
+    """Draft rows (w, V') of one text, after its prefix (1, L) and `tokens` (w, s) each."""
     processors, prefix = row.processors, row.prefix
     if not processors:
         return scores

@@ -14,7 +14,7 @@ from polydraft.decoding.row import Row
 from polydraft.decoding.trunk import Trunk
 
 OpenTrunk = Callable[[int], Trunk]
-"""Makes a trunk for so many rows."""
+"""Makes a trunk for the given number of rows."""
 
 
 class Reading:

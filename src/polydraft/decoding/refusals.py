@@ -24,7 +24,7 @@ from polydraft.limits import check_ids, check_positions, embedding_rows, positio
 from polydraft.slots import layer_windows
 
 MASKED = ("eager", "sdpa")
-"""The implementations of attention that take a mask of one's own."""
+"""The implementations of attention that take a custom mask."""
 
 WINDOW_MASKS = ("create_sliding_window_causal_mask", "create_chunked_causal_mask")
 """What the code of a model imports from transformers to mask windows."""

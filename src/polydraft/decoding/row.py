@@ -37,7 +37,7 @@ class CommonEnd:
         self._stops: list[int] = []
 
     def stop(self, tokens: int) -> None:
-        """A criterion stops one more row, behind so many new tokens."""
+        """A criterion stops one more row, after `tokens` new tokens."""
         self._stops.append(tokens)
 
     @property

@@ -12,7 +12,7 @@ class DecodingStatistics:
     """Counts over the verification steps of one or more generations.
 
     A step is one forward of the base model over the pending token and its drafts; the prefill of the
-    prompt is not one. Tokens cut off behind an end token or the length limit are not counted.
+    prompt is not one. Tokens cut off after an end token or the length limit are not counted.
 
     Attributes:
         steps: verification forwards.

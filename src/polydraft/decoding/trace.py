@@ -20,12 +20,12 @@ class TokenTrace:
 
     Attributes:
         token: base token id. origin: s >= 1 for a token drafted at position s, 0 for the base model's own.
-        kind: "first" (behind the prompt), "drafted", "copied" (prompt lookup), "correction" (drafts stood
+        kind: "first" (after the prompt), "drafted", "copied" (prompt lookup), "correction" (drafts stood
             here, and all were refused), "bonus" (no draft reached so far), "plain" (nothing was drafted).
         step: 0 for the first token, then the cycle of this text, from 1.
         log_prob: of the base model, before any processor.
         top: its likeliest tokens and their log probabilities, the likeliest first.
-        draft_log_prob: of the head, likewise, behind the tokens before; None where it said nothing.
+        draft_log_prob: of the head, likewise, after the tokens before; None where it said nothing.
         weights: P(component | tokens before), (r,); () where the head has one component, or said nothing.
     """
 
@@ -47,9 +47,9 @@ class Said(NamedTuple):
 
 
 def along(joint: JointDistribution, tokens: Sequence[int]) -> list[Said]:
-    """What a joint of one row says of `tokens`, each behind those before it.
+    """What a joint of one row says of `tokens`, each after those before it.
 
-    Ends behind its horizon, or behind a token that it does not know.
+    Ends after its horizon, or after a token that it does not know.
 
     Args:
         tokens: draft indices, -1 for those outside the draft vocabulary.
@@ -83,7 +83,7 @@ class Tracer:
         self._step = 0
 
     def first(self, token: int, logits: Tensor) -> None:
-        """The token behind the prompt; logits (V,)."""
+        """The token after the prompt; logits (V,)."""
         self._write(token, 0, "first", logits)
 
     def step(
@@ -94,7 +94,7 @@ class Tracer:
         Args:
             logits: (m + 1, V). joint: of this row, None if it was not asked for; where nothing was drafted
                 here, it was asked for others, and is left out. draft_index: of the tokens kept and the one
-                behind them, if there is one, -1 outside the draft vocabulary.
+                after them, if there is one, -1 outside the draft vocabulary.
         """
         self._step += 1
         said = []
@@ -125,7 +125,7 @@ class Tracer:
 
 
 def ending(draft: Draft, kept: Kept) -> str:
-    """What the token behind the drafts kept is: "plain", "correction" or "bonus"."""
+    """What the token after the drafts kept is: "plain", "correction" or "bonus"."""
     if not draft.tokens:
         return "plain"
     last = kept.path[-1] if kept.path else -1

@@ -34,7 +34,7 @@ class DraftTree(NamedTuple):
 
 
 class Level(NamedTuple):
-    """w nodes of each row of a batch, and what the joint says behind them.
+    """w nodes of each row of a batch, and what the joint says after them.
 
     Attributes:
         joint: of B * w rows. state: of it, after the nodes. tokens: (B * w, s), the nodes and those before.
@@ -61,7 +61,7 @@ class Level(NamedTuple):
         return rows.view(batch, -1, rows.shape[-1])
 
     def children(self, parents: Tensor, tokens: Tensor) -> Level:
-        """The level of `tokens` (B, w') behind nodes `parents` (B, w') of this one."""
+        """The level of `tokens` (B, w') after nodes `parents` (B, w') of this one."""
         batch = len(parents)
         first = torch.arange(batch, device=parents.device)[:, None] * (len(self.tokens) // batch)
         rows, after = (first + parents).flatten(), tokens.flatten()

@@ -41,7 +41,7 @@ class Children(NamedTuple):
     Attributes:
         parents: (B, M), nodes of the level before. tokens: (B, M). drawn: (B, M) bool.
         alive: (B, M) bool; the others are not there.
-        behind: (B, M), log of the chance that the walk goes from the parent to the node, as far as q tells.
+        log_chance: (B, M), of the step from the parent to the node, as far as q tells.
         log_rows: (k, V'), what the drawn ones were drawn from, row after row.
     """
 
@@ -49,7 +49,7 @@ class Children(NamedTuple):
     tokens: Tensor
     drawn: Tensor
     alive: Tensor
-    behind: Tensor
+    log_chance: Tensor
     log_rows: Tensor
 
 
@@ -75,7 +75,7 @@ def draw_tree(
             level = level.children(levels[-1].parents, levels[-1].tokens)
         levels.append(draw_children(level.log_rows(batch, warp), scores, count=count, generator=generator))
         new = levels[-1]
-        scores = (scores.gather(1, new.parents) + new.behind).where(new.alive, -torch.inf)
+        scores = (scores.gather(1, new.parents) + new.log_chance).where(new.alive, -torch.inf)
     return _trees(levels, joint)
 
 
@@ -104,19 +104,19 @@ def draw_children(
     alive = wanted > -torch.inf
 
     row_of = torch.arange(batch, device=device)[:, None].expand_as(parents)
-    behind = rows[row_of, parents, tokens]
+    log_chance = rows[row_of, parents, tokens]
     chosen, drawn = alive & ~drawn, alive & drawn
     rest = rows.clone()
     rest[row_of[chosen], parents[chosen], tokens[chosen]] = -torch.inf
     sources = rest[row_of[drawn], parents[drawn]]
     left = sources.logsumexp(-1)
-    behind[drawn] = left + math.log(KEPT)
+    log_chance[drawn] = left + math.log(KEPT)
     some = left > -torch.inf
     drawn[drawn.clone()] = some
     sources = sources[some] - left[some, None]
     if len(sources):
         tokens[drawn] = torch.multinomial(sources.exp(), 1, generator=generator)[:, 0]
-    return Children(parents, tokens, drawn, chosen | drawn, behind, sources)
+    return Children(parents, tokens, drawn, chosen | drawn, log_chance, sources)
 
 
 def _trees(levels: Sequence[Children], joint: JointDistribution) -> list[DraftTree]:

@@ -2,9 +2,9 @@
 
 At a node with base model's row p, drawn child y ~ q and chosen children S:
 
-    y is kept with probability min(1, p(y) / q(y)), and the walk goes on behind it;
+    y is kept with probability min(1, p(y) / q(y)), and the walk goes on after it;
     else the next token x comes from the residual max(0, p - q), normalised;
-    x in S: x is kept, and the walk goes on behind it; otherwise it ends with x.
+    x in S: x is kept, and the walk goes on after it; otherwise it ends with x.
 
 The first two lines alone are rejection sampling (`decoding.verify`): x or y is distributed as p whatever q
 is. The third costs nothing: what was to be emitted anyway happens to be in the tree. A child is kept with
@@ -37,13 +37,13 @@ def verify_tree(
     """See the module's docstring.
 
     Args:
-        target_row: column -> p behind node `column` - 1, behind the pending token for 0, probabilities (V,);
+        target_row: column -> p after node `column` - 1, after the pending token for 0, probabilities (V,);
             asked once for each column on the way.
         drafts: base token ids of the nodes of `tree`, which was grown by `draw_tree`.
         draft_ids: (V',) base ids of the draft vocabulary. settle: see `Settle`.
 
     Returns:
-        the nodes kept, and the token behind them, None where the text ends with them.
+        the nodes kept, and the token after them, None where the text ends with them.
     """
     assert tree.log_rows is not None
     path: list[int] = []

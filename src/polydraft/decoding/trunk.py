@@ -28,14 +28,14 @@ class Trunk(AbstractContextManager["Trunk"], Protocol):
     hidden: Tensor
 
     def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
-        """Read each row's prompt (T_b,); logits (B, V) behind it.
+        """Read each row's prompt (T_b,); logits (B, V) after it.
 
         `hidden` is then (B, T, D) with T the longest prompt, if the tap keeps every position, else
         (B, 1, D), of the last one of each row.
         """
 
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """Logits (B, w, V) of the tokens (B, w) behind each row's text; `parents` (B, w) make them trees.
+        """Logits (B, w, V) of the tokens (B, w) after each row's text; `parents` (B, w) make them trees.
 
         In the model's dtype, of float64 in float32.
         """
@@ -106,7 +106,7 @@ class EagerTrunk:
         size = self._chunk or tokens.shape[1]
         logits: list[Tensor | None] = [None] * len(prompts)
         states: list[Tensor] = []
-        behind: list[Tensor | None] = [None] * len(prompts)
+        after: list[Tensor | None] = [None] * len(prompts)
         for start in range(0, tokens.shape[1], size):
             part = tokens[:, start : start + size]
             ends = {place - start for place in last if 0 <= place - start < part.shape[1]}
@@ -118,12 +118,10 @@ class EagerTrunk:
                 if place - start in ends:
                     at = wanted.index(place - start) if self._keeps else place - start
                     logits[row] = out[row, at]
-                    behind[row] = self._tap.hidden[row, place - start if self._every else at]
+                    after[row] = self._tap.hidden[row, place - start if self._every else at]
             self._slots.keep([range(part.shape[1])] * len(prompts))
         self._slots.lengths = [have + place + 1 for have, place in zip(begun, last, strict=True)]
-        self.hidden = (
-            torch.cat(states, 1) if self._every else torch.stack(cast(list[Tensor], behind))[:, None]
-        )
+        self.hidden = torch.cat(states, 1) if self._every else torch.stack(cast(list[Tensor], after))[:, None]
         return torch.stack(cast(list[Tensor], logits))
 
     def _read(self, tokens: Tensor, wanted: list[int]) -> Tensor:
@@ -144,9 +142,9 @@ class EagerTrunk:
         return logits
 
     def _logits(self, tokens: Tensor, **inputs: Any) -> Tensor:
-        """Of a forward of the model, with the values that plain decoding chooses by.
+        """Return the logits of a forward of the model, with the values that plain decoding chooses by.
 
-        It chooses by float32, which holds what narrower numbers hold, and rounds float64.
+        Plain decoding chooses by float32, which holds what narrower numbers hold, and rounds float64.
         """
         with self._turn:
             logits: Tensor = self._model(input_ids=tokens, **self._always, **inputs).logits
@@ -185,7 +183,7 @@ class EagerTrunk:
         return {"attention_mask": mask}
 
     def _mask(self, seen: Tensor) -> Tensor:
-        """As the attention of this model takes it: "eager" adds it, others read what is seen."""
+        """Return the mask as the attention takes it: added for "eager", else what is seen."""
         if self._model.config._attn_implementation != "eager":
             return seen
         low = torch.finfo(self._model.dtype).min

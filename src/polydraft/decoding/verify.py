@@ -110,13 +110,13 @@ def verify_chosen(
     come from, so long as they were not drawn. They may form a tree; siblings differ.
 
     Args:
-        choose: column -> the token behind draft `column` - 1, behind the pending token for 0; asked once for
+        choose: column -> the token after draft `column` - 1, after the pending token for 0; asked once for
             each column on the way.
         drafts: base token ids. parents: of a tree, the index before each, -1 for the pending token.
         settle: see `Settle`.
 
     Returns:
-        The indices kept, and the token behind them, None where the text ends with them.
+        The indices kept, and the token after them, None where the text ends with them.
     """
     path: list[int] = []
     while True:

@@ -42,7 +42,7 @@ def check_draft_ids(ids: Tensor, *, size: int, vocab_size: int) -> None:
 
 
 class Attachable(PreTrainedModel):
-    """A model that reads the embedding and the unembedding of another one, once they are lent to it.
+    """A model that reads the embedding and the unembedding of another one, once they are given to it.
 
     Buffer `draft_ids` (V',) holds the base token id of every draft token, -1 until it is filled.
     """
@@ -59,7 +59,7 @@ class Attachable(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As of `PreTrainedModel`, but nothing that a folder lacks is made up.
+        """Load as `PreTrainedModel` does, but refuse a folder that lacks a weight instead of making it up.
 
         Raises:
             InputError: weights are missing or of another shape, or the draft vocabulary is none.
@@ -116,12 +116,12 @@ class Attachable(PreTrainedModel):
         return self
 
     def refresh(self) -> None:
-        """Take U' anew from the attached model: its unembedding has been trained."""
+        """Take U' again from the attached model: its unembedding has been trained."""
         self._rows = unembedding(self._base[0]).detach()[self.draft_ids].contiguous()
 
     @property
     def is_attached(self) -> bool:
-        """Whether `attach` has lent a base model's matrices to this head."""
+        """Whether `attach` has given a base model's matrices to this head."""
         return bool(self._base)
 
     def is_attached_to(self, model: PreTrainedModel) -> bool:

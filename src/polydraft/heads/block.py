@@ -21,7 +21,7 @@ from polydraft.masks import slot_mask
 from polydraft.slots import SlotCache
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "rms_norm_eps")
-"""Of a block; taken from the base model where it has them."""
+"""The sizes of a block, taken from the base model where it has them."""
 
 
 def block_sizes(base: PreTrainedConfig) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class ContextBlock(nn.Module):
         Args:
             position_ids: (B, T), restarting where a packed row begins another document, which sees nothing
                 of those before it; None counts on from the cache.
-            cache: what earlier calls saw; T more are written behind each row, to be kept by the caller.
+            cache: what earlier calls saw; T more are written after each row, to be kept by the caller.
         """
         width, device = features.shape[1], features.device
         if cache is not None and cache.shared_length is None:

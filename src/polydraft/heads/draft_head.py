@@ -34,7 +34,7 @@ class DraftHead(PushedByFolder, Attachable):  # type: ignore[misc]  # what it re
     Markov members add `PreviousToken`, a shift of each map by the token before. Stepwise members have
     `Steps` in place of maps.
 
-    The embedding and U' belong to the base model: `attach` lends them, `save_pretrained` leaves them
+    The embedding and U' belong to the base model: `attach` gives them, `save_pretrained` leaves them
     out. `switch` is set where the model's adapter counts for drafting alone (`decoding.adapted`), `compiled`
     once `decoding.compiled` has compiled the model for this head.
     """
@@ -86,7 +86,7 @@ class DraftHead(PushedByFolder, Attachable):  # type: ignore[misc]  # what it re
             nn.init.normal_(self.own, std=INIT_STD)
 
     def refresh(self) -> None:
-        """Take U' anew from the attached model, and what is made of it."""
+        """Take U' again from the attached model, and what is made of it."""
         super().refresh()
         self._kept_table = None
 

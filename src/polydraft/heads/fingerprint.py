@@ -24,7 +24,7 @@ CONFIG_KEYS = (
 )
 SAMPLED_ROWS = 64
 LENGTH = 32
-"""Of a fingerprint, in characters."""
+"""The length of a fingerprint, in characters."""
 
 
 def _digest(data: bytes) -> str:

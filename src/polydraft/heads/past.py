@@ -22,7 +22,7 @@ class Memory(NamedTuple):
     position_ids: Tensor | None = None
 
     def at(self, rows: Tensor, places: Tensor) -> Past:
-        """The past of P chains, chain i behind slot `places[i]` of text `rows[i]`; (P,) int64 each."""
+        """The past of P chains, chain i after slot `places[i]` of text `rows[i]`; (P,) int64 each."""
         return Past(self, rows, places)
 
 

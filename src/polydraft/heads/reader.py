@@ -26,7 +26,7 @@ def slot_memory(slots: SlotCache) -> Memory:
 
 
 class ContextReader:
-    """Reads B texts as they grow, each by as many positions as it has grown, and gives the joint behind them.
+    """Reads B texts as they grow, each by as many positions as it has grown, and gives the next joint.
 
     Every position read is one that stays: the base model has verified it, and knows the token after it.
     So what the block remembers needs no rollback.
@@ -53,7 +53,7 @@ class ContextReader:
                 waiting.append((states, tokens))
 
     def joint(self) -> JointDistribution:
-        """The joints behind all that was told, batched; every row must have grown since the last time."""
+        """The joints after all that was told, batched; every row must have grown since the last time."""
         parts = [_whole(waiting) for waiting in self._waiting]
         self._waiting = [[] for _ in parts]
         hidden, tokens = _padded(parts)
@@ -109,7 +109,7 @@ def _whole(waiting: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _padded(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Of all rows, (B, T, D) and (B, T), padded behind."""
+    """Return the states (B, T, D) and tokens (B, T) of all rows, padded at the end."""
     if len(parts) == 1:
         return parts[0][0][None], parts[0][1][None]
     hidden = pad_sequence([states for states, _ in parts], batch_first=True)

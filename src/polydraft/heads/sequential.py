@@ -47,7 +47,7 @@ class Sequential(Steps):
         self.networks = nn.ModuleList(Network(size, width, hidden_size) for size in sizes)
 
     def network(self, position: int) -> Network:
-        """Of a 0-based position."""
+        """Return the network of a 0-based position."""
         found = self.networks[position]
         assert isinstance(found, Network)
         return found

@@ -24,7 +24,7 @@ class PushedByFolder:
         raise PolydraftError(BY_FOLDER)
 
     def save_pretrained(self, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As of `PreTrainedModel`, into a folder alone.
+        """Save as `PreTrainedModel` does, into a folder and nowhere else.
 
         Raises:
             PolydraftError: `push_to_hub` is on.

@@ -78,7 +78,7 @@ def trunk(options: dict[str, Any]) -> str:
         "frozen": "frozen",
         "lora": "adapted (LoRA)",
         "full": "trained too",
-        "scratch": "trained from nothing",
+        "scratch": "trained from scratch",
     }
     return kinds[options["trunk"]]
 

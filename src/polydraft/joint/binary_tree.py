@@ -164,7 +164,9 @@ class BinaryTreeGate(LinearGate):
         return BinaryTree(self.prior(features, noise), self.edges(features))
 
     def take(self, trained: Gate, index: Tensor) -> None:
-        """As `LinearGate.take`; edges stay near the identity, but for such a tree over as many positions."""
+        """Take the gate as `LinearGate.take` does, and the edges of a tree over as many positions.
+
+        All other edges stay near the identity."""
         super().take(trained, index)
         if isinstance(trained, BinaryTreeGate) and trained.positions == self.positions:
             self.edges.take(trained.edges, index)

@@ -65,7 +65,7 @@ class JointDistribution(ABC):
 
     @abstractmethod
     def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
-        """The state after `tokens` (B,) at 0-based `position`; a token of -1 tells nothing."""
+        """The state after `tokens` (B,) at 0-based `position`; -1 marks an unknown token."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> JointDistribution:
@@ -143,7 +143,7 @@ class JointDistribution(ABC):
         raise ValueError("rows that depend on the tokens before have no best chain of components")
 
     def after(self, tokens: Tensor) -> JointDistribution:
-        """The joint of positions 2..n given x_1 = `tokens` (B,); a row with token -1 tells nothing."""
+        """The joint of positions 2..n given x_1 = `tokens` (B,); -1 marks an unknown token."""
         return Later(self, tokens)
 
     def _chain(
@@ -224,21 +224,21 @@ class Later(JointDistribution):
         return self._joint.advance(self._joint.start(), 0, self._first)
 
     def row(self, state: Any, position: int) -> Tensor:
-        """As the whole joint, one position later; (B, V)."""
+        """Return the whole joint's row one position later, (B, V)."""
         return self._joint.row(state, position + 1)
 
     def advance(self, state: Any, position: int, tokens: Tensor) -> Any:
-        """As the whole joint, one position later."""
+        """Advance the whole joint one position later."""
         return self._joint.advance(state, position + 1, tokens)
 
     def select(self, rows: Tensor) -> Later:
-        """As the whole joint."""
+        """Select these rows of the whole joint."""
         return Later(self._joint.select(rows), self._first[rows])
 
     def token_log_prob(self, state: Any, position: int, tokens: Tensor) -> Tensor:
-        """As the whole joint, one position later; (B,)."""
+        """Return the whole joint's log-probability one position later, (B,)."""
         return self._joint.token_log_prob(state, position + 1, tokens)
 
     def weights(self, state: Any, position: int) -> Tensor:
-        """As the whole joint, one position later; (B, r)."""
+        """Return the whole joint's weights one position later, (B, r)."""
         return self._joint.weights(state, position + 1)

@@ -94,7 +94,7 @@ class HiddenMarkovGate(LinearGate):
         return HiddenMarkov(self.prior(features, noise), self.transitions(features))
 
     def take(self, trained: Gate, index: Tensor) -> None:
-        """As `LinearGate.take`; from another member, the transitions stay near the identity."""
+        """Take the gate as `LinearGate.take` does; no other member has transitions to take."""
         super().take(trained, index)
         if isinstance(trained, HiddenMarkovGate):
             self.transitions.take(trained.transitions, index)

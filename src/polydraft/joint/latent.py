@@ -1,4 +1,4 @@
-"""The hidden process behind a joint: which component each position is drawn from.
+"""The hidden process of a joint: which component each position is drawn from.
 
     q(x_1..x_n) = sum_z P(z_1..z_n) prod_s P_{z_s}^(s)(x_s)
 
@@ -18,7 +18,7 @@ from torch import Tensor
 class Latent(ABC):
     """A batch of B processes over n positions and r components, in log space, normalised.
 
-    A log-likelihood of zero for all components is a token that tells nothing.
+    A log-likelihood of zero for all components is an unknown token.
     """
 
     horizon: int

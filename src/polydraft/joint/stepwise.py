@@ -44,7 +44,7 @@ class Stepper(Protocol):
         """The first step, before any token."""
 
     def advance(self, step: Step, position: int, tokens: Tensor) -> Step:
-        """The step after `tokens` (B,) int64 at 0-based `position`; a token of -1 tells nothing."""
+        """The step after `tokens` (B,) int64 at 0-based `position`; -1 marks an unknown token."""
 
     def select(self, rows: Tensor) -> Stepper:
         """The stepper whose row i is row `rows[i]` of this one; rows (B',) int64, repeats allowed."""
@@ -73,7 +73,7 @@ class StepwiseJoint(JointDistribution):
         return self._unembed(state.z, position).log_softmax(-1)
 
     def advance(self, state: Step, position: int, tokens: Tensor) -> Step:
-        """The next step; behind the last position there is none."""
+        """The next step; after the last position there is none."""
         return self._stepper.advance(state, position, tokens) if position + 1 < self.horizon else state
 
     def select(self, rows: Tensor) -> StepwiseJoint:

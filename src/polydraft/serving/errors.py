@@ -50,7 +50,7 @@ class ApiError(Exception):
         return {"error": {name: _sayable(part) for name, part in parts.items()}}
 
     def response(self) -> JSONResponse:
-        """As an answer of its own."""
+        """Return the error as an HTTP response."""
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
 
 
@@ -60,7 +60,7 @@ def refused(message: str, *, param: str, code: str | None = None) -> ApiError:
 
 
 def queue_full(seconds: float) -> ApiError:
-    """No room to wait; there may be in so many seconds."""
+    """The queue is full; there may be room after `seconds` seconds."""
     return ApiError(
         429,
         "the queue is full: try again later",

@@ -94,7 +94,7 @@ class Metrics:
         self._reading.observe(job.spoke - job.admitted)
 
     def grew(self, choice: Choice, tokens: int) -> None:
-        """A text has grown by so many tokens, in one cycle or at its prompt."""
+        """Count the tokens that a text has grown by, in one cycle or at its prompt."""
         self._generation_tokens.inc(tokens)
         before, now = self._counted.setdefault(choice, _Counted()), choice.row.statistics
         moment = time.perf_counter()

@@ -16,7 +16,7 @@ from polydraft.serving.schemas import ChatRequest, CompletionRequest, Message, S
 from polydraft.serving.settings import MOST_CHOICES
 
 COMPLETION_TOKENS = 16
-"""Of a completion that does not say how many; a chat without a limit may fill the context."""
+"""Tokens of a completion that does not say how many; a chat without a limit may fill the context."""
 GREEDY = 1e-5
 """Temperatures below are greedy, as in vLLM."""
 
@@ -109,7 +109,7 @@ def check_ids(ids: list[int], served: Served, *, param: str) -> list[int]:
 
 
 def room(prompt: int, asked: int | None, served: Served, *, default: int | None, param: str) -> int:
-    """Tokens that may be generated behind `prompt` tokens; without `asked` at most `default`.
+    """Tokens that may be generated after `prompt` tokens; without `asked` at most `default`.
 
     Raises:
         ApiError: the context is too short for the prompt, or for both.
@@ -121,7 +121,7 @@ def room(prompt: int, asked: int | None, served: Served, *, default: int | None,
 
 
 def _too_long(prompt: str, both: tuple[int, int] | None, served: Served, *, param: str) -> ApiError:
-    """The context is too short for a prompt of so many tokens, or for `both` it and the answer asked for."""
+    """The context is too short for a prompt of this length, or for `both` it and the answer asked for."""
     wanted = "" if both is None else f" and {both[1]} of the answer, {sum(both)} together"
     return refused(
         f"This model's maximum context length is {served.max_model_len} tokens. However, you requested "

@@ -36,7 +36,7 @@ class Choice:
     """One text of a request.
 
     Attributes:
-        taken: tokens read from the row; those behind the end of a stop string never are.
+        taken: tokens read from the row; those after the end of a stop string never are.
     """
 
     def __init__(
@@ -111,5 +111,5 @@ class Job:
         return sum(choice.taken for choice in self.choices)
 
     def statistics(self) -> DecodingStatistics:
-        """Of all choices together."""
+        """Return the statistics of all choices together."""
         return DecodingStatistics.merged(choice.row.statistics for choice in self.choices)

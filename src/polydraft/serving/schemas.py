@@ -122,7 +122,7 @@ class Message(BaseModel):
         return check_message(given) if isinstance(given, dict) else given
 
     def plain(self) -> dict[str, str]:
-        """As chat templates take it; `developer` is the newer name of `system`."""
+        """Return the message as chat templates take it; `developer` is the newer name of `system`."""
         parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": "\n".join(parts)}

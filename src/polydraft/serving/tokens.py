@@ -30,7 +30,7 @@ class Vocabulary:
         self.bytes = lru_cache(maxsize=65_536)(self._bytes)
 
     def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of `tokens` as it stands behind other text, so that a leading space is kept."""
+        """The text of `tokens` as it stands after other text, so that a leading space is kept."""
         return self._plain([*self._before, *tokens], special=special)[len(self._before_text) :]
 
     def _plain(self, tokens: list[int], *, special: bool) -> str:

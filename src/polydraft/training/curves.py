@@ -11,7 +11,7 @@ Row = dict[str, Any]
 Line = tuple[str, str]
 """A key of the history, and its label."""
 COLUMNS = 4
-"""Of panels."""
+"""Columns of panels."""
 
 
 def can_plot() -> bool:

@@ -21,7 +21,7 @@ FLOOR = 1e-30
 """Below this a probability counts as this; only the figures of impossible tokens see it."""
 
 MOST_LOGITS = 2**24
-"""Of one matrix product; 32 MiB in bfloat16."""
+"""Numbers that one matrix product gives at most; 32 MiB in bfloat16."""
 
 MOST_FACTORS = 2**18
 """Handled at a time between the products; 1 MiB in float32, so that two tensors fit a core's cache."""
@@ -112,7 +112,7 @@ class FusedRows:
         return token, figures, [token_by_z, by_z, -weights * share]
 
     def _rows(self, mixture: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Of rows q and p (B, V'): g of `FusedPosition`, (B, V'), and the summed kl and tv, (2,)."""
+        """Return g of `FusedPosition`, (B, V'), for rows q and p (B, V'), and the summed kl and tv, (2,)."""
         mass = teacher.sum(-1)
         tv = (1 - torch.minimum(teacher, mixture).sum(-1)).sum()
         ratio = teacher / mixture.clamp_(min=FLOOR)

@@ -81,7 +81,7 @@ class Drafting:
 
     @cached_property
     def contexts(self) -> Tensor | None:
-        """Of members that see the token before; (C, S, k)."""
+        """Return what members that see the token before read of it, (C, S, k); None for others."""
         return None if self.head.previous is None else self.head.previous.contexts(self.features)
 
     def log_weights(self) -> Tensor:

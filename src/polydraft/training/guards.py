@@ -18,7 +18,7 @@ from polydraft.errors import PolydraftError
 from polydraft.training import distributed
 
 DEAD = 0.01
-"""Of a fair share, 1 / r: a component below it is dead."""
+"""A component whose load is below this part of a fair share, 1 / r, is dead."""
 ROWS = 100
 """Per component: fewer do not tell whether a component is ever the likeliest."""
 

@@ -14,7 +14,7 @@ from polydraft.training.chunked import chunked_sum
 from polydraft.training.data import Document, collate
 
 ROWS = 256
-"""Rows of logits at a time: no second copy of them in float32 exists but for so many."""
+"""Rows of logits that are copied to float32 at a time."""
 
 
 def next_targets(labels: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ MOST_ANCHORS = 128
 MOST_ROWS = 1024
 """Anchors times components at a time, where that is more."""
 MOST_LOGITS = 2**25
-"""Of one position at once; 128 MiB a tensor in float32."""
+"""Logits of one position that exist together, at most; 128 MiB a tensor in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

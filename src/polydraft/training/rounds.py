@@ -102,7 +102,7 @@ class Writer:
     def round(self, number: int) -> list[Document]:
         """The documents of a round; those of the last one asked for are kept.
 
-        Every pass over the prompts cuts them into rounds anew; those that do not fill a round are left out.
+        Every pass over the prompts cuts them into new rounds; those that do not fill a round are left out.
 
         Raises:
             InputError: the model wrote nothing to learn from.

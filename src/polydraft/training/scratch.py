@@ -1,4 +1,4 @@
-"""A base model from nothing: a transformers configuration, random weights, and a tokenizer for it."""
+"""A base model from scratch: a transformers configuration, random weights, and a tokenizer for it."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def read_shard(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged: remove it and run again, and it is made anew") from error
+        raise InputError(f"{path} is damaged: remove it and run again, and it is made again") from error
 
 
 def conclude(folder: Path, *, shards: int, documents: int) -> dict[str, Any] | None:

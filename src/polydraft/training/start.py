@@ -1,4 +1,4 @@
-"""A new head: from nothing, or from a trained head of lower rank."""
+"""A new head: from scratch, or from a trained head of lower rank."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from polydraft.forwards import lean
 from polydraft.heads.fingerprint import unembedding
 
 MOST_LOGITS = 2**24
-"""Of one matrix product; 32 MiB in bfloat16."""
+"""Numbers that one matrix product gives at most; 32 MiB in bfloat16."""
 MOST_SCRATCH = 2**18
-"""Of them handled at a time; 1 MiB in float32, what a core's cache holds."""
+"""Logits that are handled at a time; 1 MiB in float32, what a core's cache holds."""
 
 _LINEAR: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 

@@ -1,4 +1,4 @@
-"""How the base model takes part in training: frozen, with a LoRA adapter, whole, or from nothing.
+"""How the base model takes part in training: frozen, with a LoRA adapter, whole, or from scratch.
 
 A trained trunk learns from the head's loss, through the hidden states it is fed, and from its own next-token
 loss, so that what verifies stays a language model:
@@ -34,7 +34,7 @@ from polydraft.training.options import TrainOptions
 MODEL = "model"
 """Folder of a trained base model, below that of its head."""
 LEARNING_RATES = {"lora": 2e-4, "full": 2e-5, "scratch": 1e-3}
-"""Of the trunk, where none is asked for."""
+"""The base model's learning rate by mode, unless one is given."""
 
 
 def make_trunk(

@@ -92,7 +92,7 @@ class Totals:
         self.accepted[name] = self.accepted.get(name, 0.0) + sum(found.accepted)
 
     def figures(self) -> dict[str, float]:
-        """As `validate` returns them."""
+        """Return the figures by name, in the form that `validate` returns."""
         if not isinstance(self.nll, Tensor) or not isinstance(self.counts, Tensor):
             return {}
         out = {

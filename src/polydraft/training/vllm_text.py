@@ -28,7 +28,7 @@ HARMLESS = {
     "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p",
     "max_length", "max_new_tokens", "use_cache", "transformers_version", "cache_implementation",
 }  # fmt: skip
-"""Of a generation config: what `collect` sets itself, or what changes no distribution."""
+"""Fields of a generation config that `collect` sets itself, or that change no distribution."""
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "2",
