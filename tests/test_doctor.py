@@ -246,8 +246,9 @@ def test_doctor_measures_and_remembers(
     tried = TREE_NODES if tree else 3
     assert found["tried_drafts"] == tried
     cycle = found["forward_seconds"][str(tried + 1)] + found["drafting_seconds"][str(tried)]
-    seen = found["mean_acceptance_length"]
-    assert found["expected_ratio"][str(tried)] == pytest.approx(seen * plain / cycle)
+    rest, seen = found["rest_seconds"], found["mean_acceptance_length"]
+    expected = seen * (plain + rest["0"]) / (cycle + rest[str(tried)])
+    assert found["expected_ratio"][str(tried)] == pytest.approx(expected)
     assert len(found["advice"]) == 4
     known = load_costs(key)
     assert known is not None

@@ -6,7 +6,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import MaxLengthCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+)
 
 import polydraft
 from polydraft.decoding.engine import Engine
@@ -70,9 +75,11 @@ def test_each_policy_is_told_of_its_own_drafts() -> None:
         def __init__(self, drafts: int) -> None:
             super().__init__(drafts)
             self.seen: list[tuple[int, list[int]]] = []
+            self.batches: set[tuple[int, int]] = set()
 
-        def observe(self, *, rows: int, drafted: int, accepted: Any) -> None:
+        def observe(self, *, rows: int, drafted: int, accepted: Any, sampled: int = 0) -> None:
             self.seen.append((drafted, list(accepted)))
+            self.batches.add((rows, sampled))
 
     model = tiny_model(initializer_range=0.08)
     head = tiny_head(model, **FORMS["fused"])
@@ -80,7 +87,10 @@ def test_each_policy_is_told_of_its_own_drafts() -> None:
     engine = Engine(
         head, processors=cast(Any, []), do_sample=False, generator=None, policy=asked, copying=copied
     )
-    rows = [Row(PROMPT, StoppingCriteriaList([MaxLengthCriteria(70)])) for _ in range(2)]
+    shaped = LogitsProcessorList([TemperatureLogitsWarper(0.5)])
+    rows = [
+        Row(PROMPT, StoppingCriteriaList([MaxLengthCriteria(70)]), processors=own) for own in (None, shaped)
+    ]
     trunk = EagerTrunk(model, taps=head.config.taps, rows=2)
     with torch.inference_mode():
         statistics = run(engine, rows, [PROMPT[0], PROMPT[0]], trunk)
@@ -88,4 +98,5 @@ def test_each_policy_is_told_of_its_own_drafts() -> None:
     assert max(drafted for drafted, _ in copied.seen) == 7
     every = [count for _, accepted in asked.seen + copied.seen for count in accepted]
     assert len(every) == statistics.steps
+    assert asked.batches | copied.batches == {(2, 1)}
     assert sum(every) == statistics.accepted_tokens

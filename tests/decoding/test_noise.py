@@ -17,7 +17,7 @@ import polydraft
 from polydraft.compat import CACHE
 from polydraft.decoding.live import LiveBatch, new_row
 from polydraft.decoding.loop import run
-from polydraft.decoding.noise import GumbelNoise, choices_of, gumbel
+from polydraft.decoding.noise import GumbelNoise, choices_of, gumbel, mixed, mixed_by_numpy
 from polydraft.decoding.plan import Plan
 from polydraft.decoding.policy import Fixed
 from polydraft.decoding.row import Row
@@ -130,6 +130,18 @@ class TestTheNoise:
         assert gumbel([1234567], torch.arange(4))[0].tolist() == pytest.approx(expected, rel=1e-6)
         picked = gumbel([1234567, 5], torch.tensor([3, 1]))
         assert picked[0].tolist() == pytest.approx([expected[3], expected[1]], rel=1e-6)
+        exact = [number >> 12 for number in numbers]
+        for mix in (mixed, mixed_by_numpy):
+            assert mix(torch.tensor([1234567]), torch.arange(4))[0].tolist() == exact
+
+    def test_is_the_same_on_every_way_and_beside_other_streams(self) -> None:
+        """numpy's unsigned numbers and torch's signed ones; one stream, and many at once."""
+        starts, tokens = [1234567, -1, 2**63 - 1, -(2**63)], torch.arange(500)
+        assert torch.equal(mixed(torch.tensor(starts), tokens), mixed_by_numpy(torch.tensor(starts), tokens))
+        alone = torch.cat([gumbel([start], tokens) for start in starts])
+        assert torch.equal(gumbel(starts, tokens), alone)
+        some = torch.tensor([400, 3, 77])
+        assert torch.equal(gumbel(starts, some), alone[:, some])
 
     def test_stays_the_same_in_later_versions(self) -> None:
         noise = GumbelNoise(7, prompt=TEXT, choice=1).noise(5, 3)
@@ -147,13 +159,6 @@ class TestTheNoise:
     def test_counts_from_the_first_real_token(self) -> None:
         padded, alone = GumbelNoise(3, prompt=TEXT, padding=4), GumbelNoise(3, prompt=TEXT)
         assert torch.equal(padded.noise(9, 50), alone.noise(5, 50))
-
-    def test_does_not_depend_on_what_was_asked_before(self) -> None:
-        one, _ = stream(3)
-        again = one.noise(7, 50).clone()
-        for length in range(100):
-            one.noise(length, 50)
-        assert torch.equal(one.noise(7, 50), again)
 
     def test_never_takes_what_is_all_but_impossible(self) -> None:
         """With noise from 23 bits about 10 of these 2,000 rows go wrong."""

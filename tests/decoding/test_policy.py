@@ -34,7 +34,7 @@ class Table:
     def __init__(self, costs: Sequence[float]) -> None:
         self.costs = costs
 
-    def cycle(self, rows: int, drafts: int) -> float:
+    def cycle(self, rows: int, drafts: int, *, sampled: int = 0) -> float:
         return 0.07 * self.costs[drafts]
 
 
@@ -194,7 +194,7 @@ def test_it_depends_on_nothing_but_what_it_is_told() -> None:
 
 def test_costs_of_the_rows_at_hand_decide() -> None:
     class Batches(Table):
-        def cycle(self, rows: int, drafts: int) -> float:
+        def cycle(self, rows: int, drafts: int, *, sampled: int = 0) -> float:
             return 0.07 * (MACHINES["compiled"] if rows == 1 else MACHINES["compute-bound"])[drafts]
 
     policy = Measured(Batches(()), ChainExpectation(HORIZON))
@@ -202,6 +202,18 @@ def test_costs_of_the_rows_at_hand_decide() -> None:
         policy.observe(rows=1, drafted=4, accepted=[kept])
     assert policy.drafts(1) > 0
     assert policy.drafts(8) == 0
+
+
+def test_costs_of_sampled_rows_decide() -> None:
+    class Kinds(Table):
+        def cycle(self, rows: int, drafts: int, *, sampled: int = 0) -> float:
+            return 0.07 * (MACHINES["compute-bound"] if 2 * sampled > rows else MACHINES["compiled"])[drafts]
+
+    policy = Measured(Kinds(()), ChainExpectation(HORIZON))
+    for kept in (1, 0) * 20:
+        policy.observe(rows=8, drafted=4, accepted=[kept] * 8)
+    assert policy.drafts(8, sampled=2) > 0
+    assert policy.drafts(8, sampled=6) == 0
 
 
 # -- trees ------------------------------------------------------------------------------------------
@@ -216,7 +228,7 @@ def grow(
     """Decode by chance with trees of up to 16 nodes, `kept` of N nodes on average; as `simulate`."""
 
     class Trees:
-        def cycle(self, rows: int, drafts: int) -> float:
+        def cycle(self, rows: int, drafts: int, *, sampled: int = 0) -> float:
             return 1 + (costs[0] + costs[1] * (drafts - 1) if drafts else 0.0)
 
     policy, rng = Measured(Trees(), TreeExpectation(16)), random.Random(seed)

@@ -87,8 +87,14 @@ class Diagnosis:
         return {nodes: 1 + factor * usual_tokens(nodes) for nodes in self.sizes}
 
     def cost(self, drafts: int) -> float:
-        """Return the cost of a cycle, in plain forwards this way."""
-        return self.costs.cycle(self.rows, drafts) / self.plain_seconds
+        """Return the cost of a cycle, in plain cycles this way."""
+        whole, plain = (self.costs.cycle(self.rows, size, sampled=self.sampled) for size in (drafts, 0))
+        return whole / plain
+
+    @property
+    def sampled(self) -> int:
+        """How many of the rows are sampled."""
+        return self.rows if self.temperature else 0
 
     @property
     def ratios(self) -> dict[int, float]:
@@ -145,6 +151,10 @@ class Diagnosis:
             "share_of_limit": self.limit_seconds / self.plain_seconds,
             "forward_seconds": forward,
             "drafting_seconds": drafting,
+            "rest_seconds": {
+                str(size): self.costs.rest_seconds(self.rows, size, sampled=self.sampled)
+                for size in self.sizes
+            },
             "eager_forward_seconds": self.eager_seconds,
             "prompts": self.prompts,
             "new_tokens": self.new_tokens,

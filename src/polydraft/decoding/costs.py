@@ -11,7 +11,7 @@ import json
 import os
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ from polydraft.heads import DraftHead
 from polydraft.heads.fingerprint import describe_base
 from polydraft.versions import versions
 
+FORMAT = 2
+"""Format of the file; costs in another one are measured again."""
+
 Grid = Mapping[tuple[int, int], float]
-"""(rows, tokens) -> seconds; for every number of rows at least one number of tokens."""
+"""(rows, tokens) -> seconds; for every number of rows at least one number of tokens, or nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,16 @@ class Costs:
     """Seconds measured, and between them by straight lines; beyond them those of the nearest.
 
     Attributes:
-        forward: of the base model over as many new tokens a row. drafting: of as many drafts a row.
+        forward: a forward of the base model, by new tokens a row. drafting: greedy drafting, by drafts a row.
+        rest: all else in a cycle, by drafts a row, one of which is kept: verification, and what is done for
+            each row. rest_sampled: the same for rows whose tokens are drawn, and what drawing adds to
+            drafting.
     """
 
     forward: Grid
     drafting: Grid
+    rest: Grid = field(default_factory=dict)
+    rest_sampled: Grid = field(default_factory=dict)
 
     def forward_seconds(self, rows: int, width: int) -> float:
         """Return the seconds of a forward over `width` new tokens of each of `rows` texts."""
@@ -49,9 +57,20 @@ class Costs:
         """Return the seconds of making `drafts` drafts for each of `rows` texts; 0 for none."""
         return between(self.drafting, rows, drafts) if drafts else 0.0
 
-    def cycle(self, rows: int, drafts: int) -> float:
-        """Return the seconds of drafting and of the forward over the pending token and the drafts."""
-        return self.drafting_seconds(rows, drafts) + self.forward_seconds(rows, drafts + 1)
+    def rest_seconds(self, rows: int, drafts: int, *, sampled: int = 0) -> float:
+        """Return the seconds of a cycle without its forward and drafts; `sampled` of the rows are drawn."""
+        share = sampled / rows
+        greedy, drawn = (between(grid, rows, drafts) for grid in (self.rest, self.rest_sampled))
+        return (1 - share) * greedy + share * drawn
+
+    def cycle(self, rows: int, drafts: int, *, sampled: int = 0) -> float:
+        """Return the seconds of drafting, of the forward over pending token and drafts, and of the rest.
+
+        Args:
+            sampled: the number of rows whose tokens are drawn.
+        """
+        making = self.drafting_seconds(rows, drafts) + self.forward_seconds(rows, drafts + 1)
+        return making + self.rest_seconds(rows, drafts, sampled=sampled)
 
     def copying(self) -> CopyingCosts:
         """Return the costs of cycles whose drafts are copied."""
@@ -64,11 +83,16 @@ class Costs:
 
     def updated(self, newer: Costs) -> Costs:
         """These, and what `newer` has measured instead."""
-        kept = {
-            name: {at: s for at, s in getattr(self, name).items() if at[0] not in newer.rows}
-            for name in ("forward", "drafting")
-        }
-        return Costs(kept["forward"] | dict(newer.forward), kept["drafting"] | dict(newer.drafting))
+        return Costs(
+            **{
+                name: {at: s for at, s in getattr(self, name).items() if at[0] not in newer.rows}
+                | dict(getattr(newer, name))
+                for name in GRIDS
+            }
+        )
+
+
+GRIDS = tuple(one.name for one in fields(Costs))
 
 
 @dataclass(frozen=True)
@@ -77,13 +101,16 @@ class CopyingCosts:
 
     costs: Costs
 
-    def cycle(self, rows: int, drafts: int) -> float:
-        """Return the seconds of the forward over the pending token and the drafts."""
-        return self.costs.forward_seconds(rows, drafts + 1)
+    def cycle(self, rows: int, drafts: int, *, sampled: int = 0) -> float:
+        """Return the seconds of the forward over pending token and drafts, and of a plain cycle's rest."""
+        rest = self.costs.rest_seconds(rows, 0, sampled=sampled)
+        return self.costs.forward_seconds(rows, drafts + 1) + rest
 
 
 def between(grid: Grid, rows: int, tokens: int) -> float:
-    """Bilinear interpolation; constant beyond what is there."""
+    """Bilinear interpolation; constant beyond what is there, 0 where nothing is."""
+    if not grid:
+        return 0.0
     by_rows = {
         count: line({t: s for (r, t), s in grid.items() if r == count}, tokens)
         for count in {r for r, _ in grid}
@@ -110,6 +137,7 @@ def machine_key(model: PreTrainedModel, head: DraftHead, *, path: str, tree: boo
     """
     sizes = {k: v for k, v in head.config.to_dict().items() if k not in ("base_model", "provenance")}
     return {
+        "format": FORMAT,
         "path": path,
         "tree": tree,
         "model": {k: v for k, v in describe_base(model).items() if k != "id"},
@@ -149,7 +177,7 @@ def load_costs(key: Mapping[str, Any]) -> Costs | None:
         content = json.loads(path.read_text())
         grids = {
             name: {(int(rows), int(tokens)): float(seconds) for rows, tokens, seconds in content[name]}
-            for name in ("forward", "drafting")
+            for name in GRIDS
         }
     except (ValueError, KeyError, TypeError) as error:
         raise PolydraftError(f"{path} is damaged: delete it, it will be measured again") from error
@@ -164,8 +192,5 @@ def save_costs(key: Mapping[str, Any], costs: Costs) -> None:
     """
     path = costs_file(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    grids = {
-        name: [[*at, seconds] for at, seconds in sorted(getattr(costs, name).items())]
-        for name in ("forward", "drafting")
-    }
+    grids = {name: [[*at, seconds] for at, seconds in sorted(getattr(costs, name).items())] for name in GRIDS}
     write_atomic(path, json.dumps({"key": key} | grids, indent=1) + "\n")

@@ -159,10 +159,10 @@ class Loop:
         """
         engine, active = self.engine, self.active
         rooms = [_room(row) for row in active]
-        most = 0 if engine.copying is None else engine.copying.drafts(len(active))
+        most = 0 if engine.copying is None else engine.copying.drafts(len(active), sampled=self._sampled)
         found = [_copied(row, most, room) for row, room in zip(active, rooms, strict=True)]
         asking = [at for at, room in enumerate(rooms) if not found[at] and (room is None or room > 0)]
-        count, depth = engine.policy.drafts(len(active)), engine.head.config.horizon
+        count, depth = engine.policy.drafts(len(active), sampled=self._sampled), engine.head.config.horizon
         limits = [rooms[at] for at in asking]
         if None not in limits:
             depth = min(depth, max((limit for limit in limits if limit is not None), default=0))
@@ -176,6 +176,11 @@ class Loop:
         ):
             drafts[at] = draft.first(rooms[at])
         return drafts, joint
+
+    @property
+    def _sampled(self) -> int:
+        """How many rows are not told by the base model's argmaxes alone."""
+        return sum(map(self.engine.looks_at, self.active))
 
     def _check(self, drafts: Sequence[Draft], joint: JointDistribution | None) -> None:
         """One forward, and what follows from it for every row."""
@@ -234,7 +239,7 @@ class Loop:
 
     def _observe(self, drafts: Sequence[Draft], paths: Sequence[Sequence[int]]) -> None:
         """Tell the policies what became of their drafts; one that wants none is told of that too."""
-        engine = self.engine
+        engine, batch = self.engine, {"rows": len(drafts), "sampled": self._sampled}
         pairs = [
             pair
             for pair, row in zip(zip(drafts, paths, strict=True), self.active, strict=True)
@@ -247,9 +252,9 @@ class Loop:
             if own:
                 drafted = max(len(draft.tokens) for draft, _ in own)
                 accepted = [len(path) - 1 for _, path in own]
-                policy.observe(rows=len(drafts), drafted=drafted, accepted=accepted)
-            elif copied and policy.drafts(len(drafts)) == 0:
-                policy.observe(rows=len(drafts), drafted=0, accepted=[0])
+                policy.observe(**batch, drafted=drafted, accepted=accepted)
+            elif copied and policy.drafts(**batch) == 0:
+                policy.observe(**batch, drafted=0, accepted=[0])
 
 
 def _room(row: Row) -> int | None:

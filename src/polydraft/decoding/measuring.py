@@ -1,9 +1,9 @@
-"""Measure what drafting and verifying cost here: the forwards and drafts of the decoding loop, in turn."""
+"""Measure what drafting and verifying cost here: forwards, drafts, and the rest of a cycle, in turn."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from polydraft.decoding.adapted import AdaptedTrunk
 from polydraft.decoding.costs import Costs, load_costs, machine_key, save_costs
+from polydraft.decoding.cycles import cycles
 from polydraft.decoding.tree import choose_tree
 from polydraft.decoding.trunk import EagerTrunk, Trunk
 from polydraft.heads import DraftHead
@@ -18,6 +19,8 @@ from polydraft.limits import position_rows
 
 CONTEXT = 128
 """Tokens before those that are timed, where the model has positions for them and `WIDEST` more."""
+SPREAD = 32
+"""Tokens by which the shortest of the texts decoded together falls short of the longest, at most."""
 WIDEST = 32
 """New tokens of a forward that is timed, at most."""
 SECONDS = 1.0
@@ -36,6 +39,11 @@ OpenTrunk = Callable[[int], Trunk]
 def policy_widths(most: int) -> tuple[int, ...]:
     """Tokens of a forward that are worth a measurement before drafting up to `most` of them."""
     return tuple(sorted({1, 2, 1 + (most + 1) // 2, 1 + most}))
+
+
+def row_counts(rows: int) -> set[int]:
+    """Return the numbers of texts to measure before `rows` are decoded together: powers of 2, and `rows`."""
+    return {rows} | {2**power for power in range(rows.bit_length()) if 2**power < rows}
 
 
 def machine_costs(
@@ -58,7 +66,7 @@ def machine_costs(
     """
     key = machine_key(model, head, path=path, tree=tree)
     known = load_costs(key)
-    missing = {1, rows} - (known.rows if known is not None else set())
+    missing = row_counts(rows) - (known.rows if known is not None else set())
     if not missing and known is not None:
         return known
     found = measure(model, head, rows=sorted(missing), tree=tree, open_trunk=open_trunk)
@@ -87,8 +95,7 @@ def measure(
         on_rows: called with each number of rows before it is timed.
     """
     most = MOST_NODES if tree else head.config.horizon
-    forward: dict[tuple[int, int], float] = {}
-    drafting: dict[tuple[int, int], float] = {}
+    costs = Costs({}, {})
     for count in rows:
         if on_rows is not None:
             on_rows(count)
@@ -99,10 +106,21 @@ def measure(
             texts = Texts(model, head, trunk, rows=count)
             forwards = {width: texts.forward(width, tree=tree) for width in widths or policy_widths(most)}
             drafts = {length: texts.draft(length, tree=tree) for length in lengths or sorted({1, most})}
-            seconds = shortest([*forwards.values(), *drafts.values()], device=model.device)
-        forward |= {(count, w): s for w, s in rising(forwards, seconds[: len(forwards)]).items()}
-        drafting |= {(count, k): s for k, s in rising(drafts, seconds[len(forwards) :]).items()}
-    return Costs(forward, drafting)
+            cycles = [
+                {length: cycle(length) for length in sorted({0, 1, most})}
+                for cycle in (texts.cycles(1 + most, tree=tree, sampled=sampled) for sampled in (False, True))
+            ]
+            found = in_turn([forwards, drafts, *cycles], device=model.device)
+        forward, drafting, greedy, sampled = (
+            {(count, size): seconds for size, seconds in one.items()} for one in found
+        )
+        own = Costs(forward, drafting)
+        rests = (
+            {at: max(s - own.drafting_seconds(*at), 0.0) for at, s in grid.items()}
+            for grid in (greedy, sampled)
+        )
+        costs = costs.updated(Costs(forward, drafting, *rests))
+    return costs
 
 
 class Texts:
@@ -113,14 +131,22 @@ class Texts:
         self._vocab: int = model.config.get_text_config().vocab_size
         self._device = model.device
         positions = position_rows(model) or CONTEXT + GROWTH + WIDEST
-        prompts = list(self._tokens(min(CONTEXT, max(positions - GROWTH - WIDEST, 1))))
-        trunk.prefill(prompts)
+        context = min(CONTEXT, max(positions - GROWTH - WIDEST, 1))
+        shorter = [7 * row % min(SPREAD, context) for row in range(rows)]
+        self._model = model
+        self._prompts = [text[less:] for text, less in zip(self._tokens(context), shorter, strict=True)]
+        logits = trunk.prefill(self._prompts)
         hidden, switch = trunk.hidden, head.switch
-        self._adapted = None if switch is None else AdaptedTrunk(model, head, switch, prompts)
+        self._read = logits, hidden
+        self._adapted = None if switch is None else AdaptedTrunk(model, head, switch, self._prompts)
         if self._adapted is not None:
             hidden = self._adapted.prefill()
         self._reader = head.reader(rows=rows)
-        self._reader.tell(list(hidden), [prompt[-hidden.shape[1] :] for prompt in prompts])
+        sizes = [min(hidden.shape[1], len(prompt)) for prompt in self._prompts]
+        self._reader.tell(
+            [states[:size] for states, size in zip(hidden, sizes, strict=True)],
+            [prompt[len(prompt) - size :] for prompt, size in zip(self._prompts, sizes, strict=True)],
+        )
         self._reader.joint()
         trunk.forward(self._tokens(GROWTH))
         self._hidden = trunk.hidden.clone()
@@ -137,13 +163,13 @@ class Texts:
         parents = [[(node - 1) // 2 for node in range(width)]] * self._rows if tree and width > 1 else None
 
         def run() -> None:
-            self._trunk.forward(tokens, parents=parents).max(-1)  # as verification looks for the likeliest
+            self._trunk.forward(tokens, parents=parents)
             self._trunk.keep([[]] * self._rows)
 
         return run
 
     def draft(self, length: int, *, tree: bool) -> Callable[[], object]:
-        """Greedy drafts after `GROWTH` new tokens; drawn ones cost the same within a tenth."""
+        """Greedy drafts after `GROWTH` new tokens; what drawing adds is part of the rest."""
         tokens = list(self._tokens(GROWTH))
 
         def run() -> None:
@@ -155,6 +181,21 @@ class Texts:
                 self._reader.joint().argmax(length=length)
 
         return run
+
+    def cycles(self, width: int, *, tree: bool, sampled: bool) -> Callable[[int], Callable[[], object]]:
+        """Return `cycles` of these texts, without their forwards, of at most `width` tokens a row."""
+        self._trunk.forward(self._tokens(width))
+        states = self._trunk.hidden.clone()
+        self._trunk.keep([[]] * self._rows)
+        return cycles(self._model, self._head, self._prompts, self._read, states, tree=tree, sampled=sampled)
+
+
+def in_turn(
+    parts: Sequence[Mapping[int, Callable[[], object]]], *, device: torch.device
+) -> list[dict[int, float]]:
+    """Return the seconds of actions by size, all timed in turn; in each part none above a larger size's."""
+    seconds = iter(shortest([action for part in parts for action in part.values()], device=device))
+    return [rising(part, [next(seconds) for _ in part]) for part in parts]
 
 
 def shortest(

@@ -19,8 +19,8 @@ from transformers.generation.logits_process import (
 
 from polydraft.compat import prefix_function
 from polydraft.decoding.grammar import as_mask
-from polydraft.decoding.noise import GumbelNoise
 from polydraft.decoding.stateless import is_pointwise, is_stateless, is_stateless_function
+from polydraft.decoding.together import add_noise, alike, without_noise
 from polydraft.joint import Warp
 
 logger = logging.getLogger("polydraft.decoding")
@@ -109,31 +109,35 @@ def draft_warp(rows: Sequence[Drafting], draft_ids: Tensor, vocab_size: int) -> 
     Args:
         draft_ids: (V',).
     """
-    first = rows[0].processors
     if not any(row.processors for row in rows):
         return None
-    if all(_equal(row.processors, first) and _pointwise(first) for row in rows):
-        return lambda tokens, scores: process(first, rows[0].prefix, scores)
+    shaping, noises = zip(*(without_noise(row.processors) for row in rows), strict=True)
+    together = [at for at, own in enumerate(shaping) if _pointwise(own)]
+    alone = sorted({*range(len(rows))} - {*together})
+    groups = [(texts, shaping[texts[0]]) for texts in alike((at, shaping[at]) for at in together)]
+    nothing = draft_ids.new_empty(1, 0)
 
     def warp(tokens: Tensor, scores: Tensor) -> Tensor:
-        each = len(scores) // len(rows)  # of a tree, the nodes of a level
-        parts = zip(rows, tokens.split(each), scores.split(each), strict=True)
-        return torch.cat([_warped(*part, draft_ids, vocab_size) for part in parts])
+        shape = len(rows), len(scores) // len(rows)  # of a tree, the nodes of a level
+        drafts, every = tokens.view(*shape, tokens.shape[-1]), scores.view(*shape, scores.shape[-1])
+        if len(groups) == 1 and not alone:
+            out = process(groups[0][1], nothing, scores).view(every.shape)
+        else:
+            out = torch.empty_like(every)
+            for texts, own in groups:
+                part = every[texts]
+                out[texts] = process(own, nothing, part.flatten(0, 1)).view(part.shape)
+            for at in alone:
+                row = rows[at]._replace(processors=shaping[at])
+                out[at] = _warped(row, drafts[at], every[at], draft_ids, vocab_size)
+        lengths = [row.prefix.shape[-1] + tokens.shape[-1] for row in rows]
+        return add_noise(out, noises, lengths, draft_ids).view(scores.shape)
 
     return warp
 
 
 def _warped(row: Drafting, tokens: Tensor, scores: Tensor, draft_ids: Tensor, vocab_size: int) -> Tensor:
     """Draft rows (w, V') of one text, after its prefix (1, L) and `tokens` (w, s) each."""
-    processors, prefix = row.processors, row.prefix
-    if not processors:
-        return scores
-    *first, last = processors
-    if _pointwise(first) and isinstance(last, GumbelNoise):
-        noise = last.noise(prefix.shape[-1] + tokens.shape[-1], vocab_size, device=scores.device)
-        return process(LogitsProcessorList(first), prefix, scores) + noise[draft_ids]
-    if _pointwise(processors):
-        return process(processors, prefix, scores)
     full = scores.new_full((len(scores), vocab_size), -torch.inf)
     full[:, draft_ids] = scores
     drafts = draft_ids[tokens]
@@ -141,8 +145,8 @@ def _warped(row: Drafting, tokens: Tensor, scores: Tensor, draft_ids: Tensor, vo
         if row.ends and not row.ends.isdisjoint(told):
             full[at] = -torch.inf
             continue
-        text = torch.cat([prefix, drafts[at : at + 1]], dim=-1)
-        full[at] = _or_nothing(processors, text, full[at : at + 1])[0]
+        text = torch.cat([row.prefix, drafts[at : at + 1]], dim=-1)
+        full[at] = _or_nothing(row.processors, text, full[at : at + 1])[0]
     return full[:, draft_ids]
 
 
@@ -160,8 +164,3 @@ def _or_nothing(processors: LogitsProcessorList, text: Tensor, scores: Tensor) -
 
 def _pointwise(processors: Sequence[Any]) -> bool:
     return all(is_pointwise(processor) for processor in processors)
-
-
-def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:
-    """Whether both are the same processors, not others like them."""
-    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
