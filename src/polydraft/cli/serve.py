@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -61,10 +60,17 @@ def serve(
         typer.Option(help="Tokens of prompts read at a time; the texts that are being written grow between."),
     ] = 256,
     timeout_seconds: Annotated[float, typer.Option(help="Limit of a request, waiting included.")] = 600.0,
+    receive_seconds: Annotated[
+        float, typer.Option(help="A request whose bytes take longer to arrive is given up.")
+    ] = 60.0,
     shutdown_seconds: Annotated[
         float, typer.Option(help="After SIGTERM, what was begun gets so long to finish.")
     ] = 30.0,
     max_body_bytes: Annotated[int, typer.Option(help="Limit of a request's size.")] = 8 << 20,
+    access_log: Annotated[
+        bool,
+        typer.Option("--access-log", help="A line for each request: method, path, status, seconds, id."),
+    ] = False,
     drafting: options.Drafting = DRAFTING,
     draft_length: options.DraftLength = None,
     prompt_lookup_num_tokens: options.LookupTokens = None,
@@ -89,8 +95,10 @@ def serve(
         max_queue=max_queue,
         prefill_chunk_size=prefill_chunk_size,
         timeout_seconds=timeout_seconds,
+        receive_seconds=receive_seconds,
         shutdown_seconds=shutdown_seconds,
         max_body_bytes=max_body_bytes,
+        access_log=access_log,
         allowed_hosts=(host, *(allowed_host or ())),
     )
     from polydraft.serving.run import bound
@@ -112,7 +120,7 @@ def serve(
     from polydraft.serving import app, run, service
     from polydraft.serving.model import served
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run.log_to_stderr(access=access_log)
     plan = Plan(
         drafting=drafting,
         draft_length=draft_length,

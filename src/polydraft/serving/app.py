@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 
 import polydraft
 from polydraft.serving import handlers, pages, prepare, replies
+from polydraft.serving.access import Access
 from polydraft.serving.body import NOT_JSON, Body, described, is_json, parse, schemas
 from polydraft.serving.chat import ChatShape
 from polydraft.serving.completions import CompletionShape
@@ -29,7 +30,7 @@ from polydraft.serving.stream import EventStream, answer, events, whole
 
 router = APIRouter()
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": replies.ErrorReply} for status in (400, 401, 404, 413, 429, 500, 503, 504)
+    status: {"model": replies.ErrorReply} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
 }
 
 
@@ -53,9 +54,11 @@ def create_app(service: Service) -> FastAPI:
         Gate,
         api_key=service.settings.api_key,
         max_body_bytes=service.settings.max_body_bytes,
+        receive_seconds=service.settings.receive_seconds,
         draining=lambda: service.draining,
     )
     app.add_middleware(HostCheck, names=service.settings.allowed_hosts)
+    app.middleware_stack = Access(app.build_middleware_stack(), logged=service.settings.access_log)
     return app
 
 
@@ -157,6 +160,12 @@ async def health(request: Request) -> JSONResponse:
     """200 while requests are taken."""
     status = request.app.state.service.status
     return JSONResponse({"status": status}, status_code=200 if status == "ok" else 503)
+
+
+@router.get("/version")
+async def version() -> replies.Version:
+    """Of polydraft."""
+    return replies.Version(version=polydraft.__version__)
 
 
 @router.get("/metrics", include_in_schema=False)

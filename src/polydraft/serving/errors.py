@@ -11,12 +11,16 @@ RETRY_SECONDS = (1, 60)
 """The least and the most that `Retry-After` says; the openai client heeds no more."""
 
 
+GONE = 499
+"""Status in the log for a client that left; nginx's number."""
+
+
 class ApiError(Exception):
     """What a client is answered instead of text.
 
     Args:
         param: the field of the request at fault. code: a name that programs can tell it by.
-        retry_seconds: when to come again, where that may help.
+        retry_seconds: when to come again, where that may help. closes: the connection ends with the answer.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_seconds: float | None = None,
+        closes: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -35,10 +40,13 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_seconds = retry_seconds
+        self.closes = closes
 
     @property
     def headers(self) -> dict[str, str]:
-        """When to come again; how to identify oneself."""
+        """When to come again; how to identify oneself; that the connection ends."""
+        if self.closes:
+            return {"Connection": "close"}
         if self.retry_seconds is not None:
             least, most = RETRY_SECONDS
             return {"Retry-After": str(max(least, min(math.ceil(self.retry_seconds), most)))}
@@ -75,6 +83,12 @@ def shutting_down() -> ApiError:
     return ApiError(
         503, "the server is shutting down", kind="server_error", code="shutting_down", retry_seconds=0
     )
+
+
+def too_slow(seconds: float) -> ApiError:
+    """A request that did not come to its end; the connection cannot be used any further."""
+    message = f"the request took longer than {seconds:g} seconds to arrive"
+    return ApiError(408, message, code="request_timeout", closes=True)
 
 
 def timed_out(seconds: float) -> ApiError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polydraft.serving.errors import ApiError, shutting_down
+from polydraft.serving.errors import ApiError, shutting_down, too_slow
 
 GUARDED = "/v1/"
 
@@ -19,14 +20,22 @@ class Gate:
 
     Args:
         api_key: None asks for none. draining: says whether new requests are refused.
+        receive_seconds: how long a body may take to arrive.
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_key: str | None, max_body_bytes: int, draining: Callable[[], bool]
+        self,
+        app: ASGIApp,
+        *,
+        api_key: str | None,
+        max_body_bytes: int,
+        receive_seconds: float,
+        draining: Callable[[], bool],
     ) -> None:
         self._app = app
         self._api_key = api_key
         self._max_body_bytes = max_body_bytes
+        self._receive_seconds = receive_seconds
         self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,12 +67,19 @@ class Gate:
         return kind.lower() == "bearer" and same
 
     def _counted(self, receive: Receive) -> Receive:
-        """`receive`, up to as many bytes as a body may have."""
-        read = 0
+        """`receive`, up to as many bytes as a body may have, which must come in time."""
+        read, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + self._receive_seconds
 
         async def counting() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, complete
+            try:
+                async with asyncio.timeout_at(None if complete else deadline):
+                    message = await receive()
+            except TimeoutError as late:
+                error = too_slow(self._receive_seconds)
+                raise HTTPException(error.status, str(error), error.headers) from late
+            complete = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > self._max_body_bytes:
                 error = self._too_large()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from polydraft.errors import InputError
-from polydraft.serving.errors import ApiError, failed
+from polydraft.serving.errors import GONE, ApiError, failed
 
 
 def install(app: FastAPI) -> None:
@@ -32,6 +33,10 @@ def install(app: FastAPI) -> None:
     async def of_bug(_: Request, __: Exception) -> JSONResponse:
         return failed().response()
 
+    async def of_leaving(_: Request, __: Exception) -> Response:
+        return Response(status_code=GONE)
+
+    app.add_exception_handler(ClientDisconnect, of_leaving)
     app.add_exception_handler(ApiError, of_api)
     app.add_exception_handler(InputError, of_input)
     app.add_exception_handler(HTTPException, of_http)

@@ -31,4 +31,4 @@ def _serve(app: FastAPI, route: str, path: Path) -> None:
     async def file() -> FileResponse:
         return FileResponse(path, headers=HEADERS)
 
-    app.add_api_route(route, file, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route(route, file, methods=["GET"], include_in_schema=False)

@@ -183,6 +183,12 @@ class Models(BaseModel):
     data: list[Model]
 
 
+class Version(BaseModel):
+    """Of the server's software."""
+
+    version: str
+
+
 class Problem(BaseModel):
     """What was wrong."""
 

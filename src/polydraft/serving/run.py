@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from polydraft.errors import InputError
+from polydraft.serving.access import logger as access_logger
+from polydraft.serving.protocol import TimedProtocol
 from polydraft.serving.service import Service
 
 FLUSH_SECONDS = 5
@@ -62,6 +66,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=cast(Any, partial(TimedProtocol, receive_seconds=service.settings.receive_seconds)),
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -98,6 +103,13 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         await self._service.drain()
         self.should_exit = True
+
+
+def log_to_stderr(*, access: bool) -> None:
+    """Write warnings and errors, and requests where `access`, each as a line with its time."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if access:
+        access_logger.setLevel(logging.INFO)
 
 
 def stop(server: Server) -> None:

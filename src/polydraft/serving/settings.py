@@ -25,8 +25,10 @@ class Settings:
         max_num_seqs: texts decoded together. max_queue: texts that may wait for room among them.
         prefill_chunk_size: tokens of prompts read between two cycles of the texts that are being written.
         timeout_seconds: of a request, from its arrival to its last token.
+        receive_seconds: of a request's bytes, from the first to the last.
         shutdown_seconds: what runs and waits gets so long to finish once a shutdown is asked for.
         max_body_bytes: of a request.
+        access_log: write a line for each request.
         allowed_hosts: names that requests may call the server by, besides those of `polydraft.serving.hosts`.
 
     Raises:
@@ -38,16 +40,19 @@ class Settings:
     max_queue: int = 128
     prefill_chunk_size: int = 256
     timeout_seconds: float = 600.0
+    receive_seconds: float = 60.0
     shutdown_seconds: float = 30.0
     max_body_bytes: int = 8 << 20
+    access_log: bool = False
     allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_queue", "prefill_chunk_size", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.timeout_seconds > 0:
-            raise InputError(f"timeout_seconds must be above 0, got {self.timeout_seconds}")
+        for name in ("timeout_seconds", "receive_seconds"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
         if not self.shutdown_seconds >= 0:
             raise InputError(f"shutdown_seconds must be 0 or more, got {self.shutdown_seconds}")
         key = self.api_key

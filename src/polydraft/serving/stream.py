@@ -13,15 +13,12 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from polydraft.serving.errors import ApiError, timed_out
+from polydraft.serving.errors import GONE, ApiError, timed_out
 from polydraft.serving.replies import Reply, said
 from polydraft.serving.requests import Job, Piece
 from polydraft.serving.shapes import Shape, usage_of
 
 Result = TypeVar("Result")
-
-GONE = 499
-"""Status in the log for a client that left; nginx's number."""
 
 
 async def pieces(job: Job, *, seconds: float) -> AsyncIterator[Piece]:
