@@ -10,6 +10,9 @@ from importlib import import_module, metadata
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    # torch asks oneDNN whether the CPU multiplies bfloat16 in tiles (AMX): an older CPU has neither
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 import pytest
 import torch

@@ -151,12 +151,23 @@ class SlotCache(Cache):
                     sources.append(length + source)
                     targets.append(length + target)
         if rows:
-            for layer in self._own:
-                for states in (layer.keys, layer.values):
-                    assert states is not None
-                    moved = states[rows, :, sources]
-                    states[rows, :, targets] = moved
+            self._move(torch.tensor([rows, sources, targets]))
         self.lengths = [length + len(path) for length, path in zip(self.lengths, paths, strict=True)]
+
+    def _move(self, moves: Tensor) -> None:
+        """Copy states from slot to slot in every layer; (3, M): rows, sources, targets.
+
+        The indices are brought to a device once, not for each layer: a GPU would wait every time.
+        """
+        on: dict[torch.device, Tensor] = {}
+        for layer in self._own:
+            assert layer.keys is not None and layer.values is not None
+            device = layer.keys.device
+            if device not in on:
+                on[device] = moves.to(device)
+            rows, sources, targets = on[device]
+            for states in (layer.keys, layer.values):
+                states[rows, :, targets] = states[rows, :, sources]
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with `rows` alone."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -110,14 +109,6 @@ def running(what: Served | None = None, **settings: Any) -> Iterator[Running]:
     finally:
         if thread.is_alive():
             out.stop()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what other threads bring about."""
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def encode(text: str) -> list[int]:

@@ -21,6 +21,7 @@ from polydraft.decoding.processing import of_row
 from polydraft.decoding.refusals import refuse_batch, refuse_ids, refuse_length, refuse_model
 from polydraft.decoding.requests import (
     check_cache,
+    check_generator,
     check_own_positions,
     check_processors,
     check_request,
@@ -86,6 +87,7 @@ class Decoder:
         """
         refuse_model(model)
         check_request(generation_config, input_ids, model_kwargs)
+        check_generator(self.generator, model.device)
         rows = input_ids.shape[0]
         check_processors(logits_processor, rows=rows, verification=self.plan.verification)
         if self.streamer is not None and rows > 1:

@@ -99,6 +99,19 @@ def check_own_positions(
             )
 
 
+def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    """Refuse a generator that draws on another kind of device than the model's.
+
+    Raises:
+        InputError: says how to make one.
+    """
+    if generator is not None and generator.device.type != device.type:
+        raise InputError(
+            f"the generator is of {generator.device.type}, the model on {device}: make it with "
+            f"torch.Generator({device.type!r})"
+        )
+
+
 def check_components(config: DraftConfig) -> None:
     """Refuse greedy drafting by components where the joint has no likeliest ones.
 

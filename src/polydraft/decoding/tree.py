@@ -110,10 +110,12 @@ def choose_tree(
 def _best(scores: Tensor, tokens: Tensor, parents: Tensor, *, nodes: int) -> list[DraftTree]:
     """The best nodes of each row; (B, m) each, level after level, parents as places among the m."""
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)  # stable: of equals parents first
+    counts = ranked[:, :nodes].isfinite().sum(-1, keepdim=True)
     trees = []
-    for row, count in enumerate(ranked[:, :nodes].isfinite().sum(-1).tolist()):
+    for row, (count, *known) in enumerate(torch.cat([counts, order, parents], dim=1).tolist()):
+        best = sorted(known[:count])
+        numbers = {place: node for node, place in enumerate(best)}
+        above = (numbers.get(known[order.shape[1] + place], -1) for place in best)
         places = order[row, :count].sort().values
-        known = {place: node for node, place in enumerate(places.tolist())}
-        above = (known.get(place, -1) for place in parents[row, places].tolist())
         trees.append(DraftTree(tokens[row, places], tuple(above)))
     return trees

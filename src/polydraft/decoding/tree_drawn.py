@@ -107,40 +107,48 @@ def draw_children(
     log_chance = rows[row_of, parents, tokens]
     chosen, drawn = alive & ~drawn, alive & drawn
     rest = rows.clone()
-    rest[row_of[chosen], parents[chosen], tokens[chosen]] = -torch.inf
-    sources = rest[row_of[drawn], parents[drawn]]
+    at = chosen.nonzero(as_tuple=True)  # indices in place of masks: a GPU waits for each mask it indexes by
+    rest[at[0], parents[at], tokens[at]] = -torch.inf
+    at = drawn.nonzero(as_tuple=True)
+    sources = rest[at[0], parents[at]]
     left = sources.logsumexp(-1)
-    log_chance[drawn] = left + math.log(KEPT)
+    log_chance[at] = left + math.log(KEPT)
     some = left > -torch.inf
-    drawn[drawn.clone()] = some
+    drawn[at] = some
+    some = some.nonzero()[:, 0]
     sources = sources[some] - left[some, None]
     if len(sources):
-        tokens[drawn] = torch.multinomial(sources.exp(), 1, generator=generator)[:, 0]
+        own = torch.multinomial(sources.exp(), 1, generator=generator)[:, 0]
+        tokens[at[0][some], at[1][some]] = own
     return Children(parents, tokens, drawn, chosen | drawn, log_chance, sources)
 
 
 def _trees(levels: Sequence[Children], joint: JointDistribution) -> list[DraftTree]:
-    """What each row has of the levels."""
+    """What each row has of the levels; read at once, whatever their number."""
     empty = torch.empty(0, joint.vocab_size, device=joint.device)
+    if not levels:
+        nothing = torch.empty(0, dtype=torch.long, device=joint.device)
+        return [DraftTree(nothing, (), (), empty)] * joint.batch_size
+    parents, tokens, drawn, alive = (torch.cat(parts, 1) for parts in list(zip(*levels, strict=True))[:4])
+    known = torch.stack([parents, drawn.long(), alive.long()], -1).tolist()
+    tokens = tokens[alive]
+    begun, read = 0, [0] * len(levels)  # tokens, and drawn nodes of each level, of the rows before
     trees = []
-    for row in range(joint.batch_size):
-        tokens: list[Tensor] = []
-        sources: list[Tensor] = [empty]
-        parents: list[int] = []
-        drawn: list[int] = []
-        above = [-1]
-        for level in levels:
-            here = []
-            columns = (column[row].tolist() for column in (level.parents, level.drawn, level.alive))
-            for parent, by_chance, alive in zip(*columns, strict=True):
-                here.append(len(parents))
-                if alive:
-                    drawn += [len(parents)] * by_chance
-                    parents.append(above[parent])
-            tokens.append(level.tokens[row][level.alive[row]])
-            first, own = int(level.drawn[:row].sum()), int(level.drawn[row].sum())
-            sources.append(level.log_rows[first : first + own])
-            above = here
-        whole = torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long, device=joint.device)
-        trees.append(DraftTree(whole, tuple(parents), tuple(drawn), torch.cat(sources)))
+    for row in known:
+        nodes: list[int] = []
+        by_chance: list[int] = []
+        sources, above, column = [empty], [-1], 0
+        for number, level in enumerate(levels):
+            here, first = [], read[number]
+            for parent, is_drawn, is_there in row[column : column + level.tokens.shape[1]]:
+                here.append(len(nodes))
+                if is_there:
+                    by_chance += [len(nodes)] * is_drawn
+                    read[number] += is_drawn
+                    nodes.append(above[parent])
+            sources.append(level.log_rows[first : read[number]])
+            above, column = here, column + len(here)
+        own = tokens[begun : begun + len(nodes)]
+        trees.append(DraftTree(own, tuple(nodes), tuple(by_chance), torch.cat(sources)))
+        begun += len(nodes)
     return trees

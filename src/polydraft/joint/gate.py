@@ -75,7 +75,7 @@ class LinearGate(Gate):
     def take(self, trained: Gate, index: Tensor) -> None:
         """Copies of one component share its weight evenly."""
         if isinstance(trained, LinearGate):
-            copies = index.bincount(minlength=trained.rank)[index].to(self.bias.dtype).log()
+            copies = _copies(index, trained.bias)
             self.weight.copy_(trained.weight[index])
             self.bias.copy_(trained.bias[index] - copies)
 
@@ -119,10 +119,15 @@ class Transitions(nn.Module):
         if not trained.shape[0] or trained.shape[-1] == 1:
             return
         which = last_repeated(self.shape[0], trained.shape[0])
-        copies = index.bincount(minlength=trained.shape[-1])[index].to(self.bias.dtype).log()
+        copies = _copies(index, trained.bias)
         old = trained.weight.unflatten(0, trained.shape)[which]
         self.weight.copy_(old[:, index][:, :, index].flatten(0, 2))
         self.bias.copy_(trained.bias[which][:, index][:, :, index] - copies)
+
+
+def _copies(index: Tensor, like: Tensor) -> Tensor:
+    """log of how often each entry of `index` occurs in it, on the device of `like`; (r,) -> (r,) float."""
+    return index.bincount()[index].to(like.device, torch.float32).log()
 
 
 def last_repeated(count: int, available: int) -> Tensor:

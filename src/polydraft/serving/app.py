@@ -164,7 +164,7 @@ async def health(request: Request) -> JSONResponse:
 
 @router.get("/version")
 async def version() -> replies.Version:
-    """Of polydraft."""
+    """Say which polydraft this is."""
     return replies.Version(version=polydraft.__version__)
 
 

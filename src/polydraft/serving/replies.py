@@ -184,7 +184,7 @@ class Models(BaseModel):
 
 
 class Version(BaseModel):
-    """Of the server's software."""
+    """Answers GET /version."""
 
     version: str
 
