@@ -108,6 +108,48 @@ def test_compiled_texts_are_those_of_transformers(monkeypatch: pytest.MonkeyPatc
     assert [one.generated for one in rows] == [alone(model, prompt) for prompt in prompts(8)]
 
 
+@pytest.mark.parametrize("new", [0, 24])
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize(
+    ("kind", "compiled"), [("llama", False), ("gemma3", False), ("gpt2", False), ("llama", True)]
+)
+def test_prompts_are_traced_as_they_are_read(
+    kind: str, compiled: bool, chunk: int | None, new: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside others that are not; the texts stay what they are."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = tiny_model(kind, vocab_size=VOCAB_SIZE)
+    plan = Plan(draft_length=3, drafting="chain", compiled=compiled)
+    batch = LiveBatch(model, tiny_head(model, **HEADS["block"]), rows=3, plan=plan, prefill_chunk_size=chunk)
+    asked = [{"trace": 2, "trace_prompt": True, "max_new_tokens": new} if at % 2 else {} for at in range(6)]
+    rows = [row(model, prompt, **more) for prompt, more in zip(prompts(6), asked, strict=True)]
+    assert {id(one) for one in come_and_go(batch, rows)} == {id(one) for one in rows}
+    for one, prompt, more in zip(rows, prompts(6), asked, strict=True):
+        assert one.generated == (alone(model, prompt) if more.get("max_new_tokens", 24) else [])
+        assert one.finished
+        trace = one.prompt_trace
+        assert [token.token for token in trace] == (prompt[1:] if more else [])
+        if trace:
+            with torch.no_grad():
+                expected = model(torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
+            own = expected[range(len(trace)), prompt[1:]]
+            assert [token.log_prob for token in trace] == pytest.approx(own.tolist(), abs=1e-4)
+            likely = [token.top[0][1] for token in trace]
+            assert likely == pytest.approx(expected.max(-1).values.tolist(), abs=1e-4)
+            assert {(token.kind, token.step, len(token.top)) for token in trace} == {("prompt", 0, 2)}
+
+
+def test_a_prompt_is_traced_only_with_a_trace() -> None:
+    model = tiny_model(vocab_size=VOCAB_SIZE)
+    with pytest.raises(InputError, match="give it too"):
+        row(model, [1, 2], trace_prompt=True)
+    with pytest.raises(InputError, match="max_new_tokens must be 1 or more, got 0"):
+        row(model, [1, 2], max_new_tokens=0)
+    with pytest.raises(InputError, match="got -1"):
+        row(model, [1, 2], max_new_tokens=-1, trace=0, trace_prompt=True)
+
+
 SETTINGS: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 1},
     {"temperature": 0.7, "top_p": 0.9, "seed": 2},

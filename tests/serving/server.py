@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -109,6 +110,14 @@ def running(what: Served | None = None, **settings: Any) -> Iterator[Running]:
     finally:
         if thread.is_alive():
             out.stop()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for what other threads bring about."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def encode(text: str) -> list[int]:

@@ -300,6 +300,100 @@ def test_logprobs_of_a_completion(client: openai.OpenAI) -> None:
     assert complete(client, "a", max_tokens=2, logprobs=0).choices[0].logprobs.token_logprobs[0] < 0
 
 
+# -- prompts that are told back --------------------------------------------------------------------
+
+
+def read_rows(ids: list[int]) -> tuple[list[float], list[float], list[bool]]:
+    """By one plain forward: of each token but the first its likelihood, the largest, whether it is that."""
+    model, _ = tiny()
+    with torch.no_grad():
+        rows = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    after = torch.tensor(ids[1:])
+    own = rows.gather(-1, after[:, None])[:, 0]
+    return own.tolist(), rows.max(-1).values.tolist(), (rows.argmax(-1) == after).tolist()
+
+
+LONG = "A long prompt that is read in pieces. Über 😀"
+
+
+@pytest.mark.parametrize("new", [0, 1, 6])
+@pytest.mark.parametrize("prompt", ["a", "hello", LONG])
+def test_logprobs_of_an_echoed_prompt(client: openai.OpenAI, prompt: str, new: int) -> None:
+    ids = encode(prompt)
+    choice = complete(client, prompt, max_tokens=new, echo=True, logprobs=1).choices[0]
+    said = complete(client, prompt, max_tokens=new, logprobs=1).choices[0] if new else None
+    found = choice.logprobs
+    own, largest, _ = read_rows(ids)
+    assert choice.text == prompt + (said.text if said else "")
+    assert choice.finish_reason == "length"
+    assert found.tokens[: len(ids)] == [tiny()[1].decode([one]) for one in ids] or not prompt.isascii()
+    assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+    assert found.token_logprobs[1 : len(ids)] == pytest.approx(own, abs=1e-4)
+    assert [max(one.values()) for one in found.top_logprobs[1 : len(ids)]] == pytest.approx(largest, abs=1e-4)
+    assert len(found.tokens) == len(ids) + new
+    assert found.text_offset == sorted(found.text_offset)
+    assert found.text_offset[0] == 0
+    if said:
+        assert found.token_logprobs[len(ids) :] == pytest.approx(said.logprobs.token_logprobs, abs=1e-4)
+        assert found.text_offset[len(ids) :] == [len(prompt) + one for one in said.logprobs.text_offset]
+
+
+def test_the_request_of_an_evaluation(client: openai.OpenAI) -> None:
+    """Contexts and continuations as token ids, one token asked for and dropped, as lm-eval scores them."""
+    texts = [encode(prompt) for prompt in ("hello there", "def f(x): return", LONG)]
+    texts.append([*encode("hello"), *plain_tokens(encode("hello"), new=5)])
+    answer = complete(client, texts, max_tokens=1, echo=True, logprobs=1, seed=1234)
+    assert answer.usage.prompt_tokens == sum(map(len, texts))
+    for ids, choice in zip(texts, sorted(answer.choices, key=lambda one: one.index), strict=True):
+        start = len(ids) - 5
+        own, _, likeliest = read_rows(ids)
+        scores = choice.logprobs.token_logprobs[start:-1]
+        assert sum(scores) == pytest.approx(sum(own[start - 1 :]), abs=1e-3)
+        tops = choice.logprobs.top_logprobs[start:-1]
+        greedy = all(max(top.values()) == score for score, top in zip(scores, tops, strict=True))
+        assert greedy == all(likeliest[start - 1 :])
+    assert greedy, "the last text is the model's own"
+
+
+def test_an_echo_alone(client: openai.OpenAI) -> None:
+    ids = encode("<bos>user: hi<eos>")
+    assert complete(client, "hello", max_tokens=0, echo=True).choices[0].text == "hello"
+    choice = complete(client, ids, max_tokens=3, echo=True, n=2).choices[1]
+    assert choice.text == "<bos>user: hi<eos>" + complete(client, ids, max_tokens=3).choices[0].text
+    assert choice.logprobs is None
+    assert complete(client, "hello", max_tokens=0, echo=True).usage.completion_tokens == 0
+
+
+@pytest.mark.parametrize("new", [0, 3])
+def test_an_echo_streams_first(client: openai.OpenAI, new: int) -> None:
+    options = {"max_tokens": new, "echo": True, "logprobs": 0}
+    chunks = list(complete(client, LONG, stream=True, **options))
+    whole = complete(client, LONG, **options).choices[0]
+    assert joined(chunks) == {0: whole.text}
+    parts = [one for chunk in chunks for choice in chunk.choices for one in choice.logprobs.token_logprobs]
+    assert parts[1:] == pytest.approx(whole.logprobs.token_logprobs[1:], abs=1e-4)
+
+
+def test_nothing_is_read_or_written_for_nothing(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="max_tokens 0 needs echo: true"):
+        complete(client, "a", max_tokens=0)
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        chat(client, max_tokens=0)
+
+
+def test_an_assistant_may_have_said_nothing(client: openai.OpenAI) -> None:
+    """What a client sends back after a call of a tool, or a refusal."""
+
+    def after(said: Any) -> str:
+        messages = [*ASK, {"role": "assistant", **said}, {"role": "user", "content": "more"}]
+        return str(chat(client, messages=messages).choices[0].message.content)
+
+    assert after({"content": None}) == after({}) == after({"content": ""})
+    for role in ("user", "system"):
+        with pytest.raises(openai.BadRequestError, match="content: Input should be a valid string"):
+            chat(client, messages=[{"role": role, "content": None}])
+
+
 def test_a_trace_says_how_each_token_came_about(client: openai.OpenAI) -> None:
     extra = {"polydraft": {"trace": 3}}
     answer = complete(client, "hello", extra_body=extra)

@@ -164,7 +164,7 @@ def test_further_names_are_answered_where_they_are_allowed() -> None:
         (COMPLETE, {"prompt": ["a"] * 65, "n": 2}, "prompt", "at most 128"),
         (COMPLETE, {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
         (COMPLETE, {"prompt": "a", "best_of": 2}, "best_of", "not supported"),
-        (COMPLETE, {"prompt": "a", "echo": True}, "echo", "not supported"),
+        (COMPLETE, {"prompt": "a", "max_tokens": 0}, "max_tokens", "needs echo"),
         (COMPLETE, {"prompt": "a", "prompt_logprobs": 1}, "prompt_logprobs", "not supported"),
     ],
 )

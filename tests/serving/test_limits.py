@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,17 @@ from polydraft.serving.run import stop
 from polydraft.serving.settings import Settings
 from tests.decoding.test_faults import Fuse, burning, fail
 from tests.serving.fake import SteppedBatch
-from tests.serving.server import HTTP, NAME, Running, plain_text, running, tiny, tiny_served, with_batch
+from tests.serving.server import (
+    HTTP,
+    NAME,
+    Running,
+    plain_text,
+    running,
+    tiny,
+    tiny_served,
+    until,
+    with_batch,
+)
 
 BODY = {"model": NAME, "prompt": "hello", "max_tokens": 4}
 
@@ -48,14 +58,6 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def post(server: Running, **more: Any) -> httpx.Response:
     return HTTP.post(f"{server.url}/v1/completions", json=BODY | more, timeout=30)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what other threads bring about."""
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def placed(server: Running, running: int, waiting: int) -> bool:

@@ -60,6 +60,10 @@ class Answers:
         """See `Trunk`."""
         return self._logits
 
+    def read(self, tokens: Tensor) -> Tensor:
+        """See `Trunk`."""
+        raise NotImplementedError
+
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
         """See `Trunk`."""
         width = tokens.shape[1]

@@ -81,12 +81,13 @@ def new_row(
     choice: int = 0,
     drafted: bool = True,
     trace: int | None = None,
+    trace_prompt: bool = False,
 ) -> LiveRow:
     """A text to be written after `prompt`; the tokens of a sampled one follow from these arguments alone.
 
     Args:
         prompt: token ids, at least one. device: of the model.
-        max_new_tokens: 1 or more. end_tokens: after any of these the text ends.
+        max_new_tokens: 1 or more; with `trace_prompt` also 0. end_tokens: after any of these the text ends.
         temperature: 0 takes the likeliest token; else `GumbelNoise` of `seed`, prompt and `choice` decides.
         top_p, top_k, min_p, repetition_penalty, logit_bias: as transformers' processors; 1, 0, 0, 1 for none.
         frequency_penalty, presence_penalty: see `OccurrencePenalty`.
@@ -94,13 +95,16 @@ def new_row(
             `temperature`; see `polydraft.decoding.stateless`.
         drafted: False decodes this text plainly.
         trace: keep a `TokenTrace` of every token, with this many of the likeliest; None keeps none.
+        trace_prompt: keep one of the prompt's tokens too; needs `trace`.
 
     Raises:
-        InputError: no prompt, or a number out of its range.
+        InputError: no prompt, `trace_prompt` without `trace`, or a number out of its range.
     """
     if not prompt:
         raise InputError("the prompt has no tokens: give at least one")
-    if max_new_tokens < 1:
+    if trace_prompt and trace is None:
+        raise InputError("trace_prompt says how many of the likeliest tokens to keep by trace: give it too")
+    if max_new_tokens < (0 if trace_prompt else 1):
         raise InputError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     if not temperature >= 0:
         raise InputError(f"temperature must be 0 (greedy) or more, got {temperature}")
@@ -127,7 +131,7 @@ def new_row(
         device=device,
         processors=processors,
         drafted=drafted,
-        tracer=None if trace is None else Tracer(trace),
+        tracer=None if trace is None else Tracer(trace, prompt=trace_prompt),
     )
 
 
@@ -245,7 +249,10 @@ class LiveBatch:
             self._check(row)
         self._check_owners(rows)
         self._readings.add(rows)
-        return self.read() if self._reads_at_once else []
+        ended: list[Any] = []
+        while self._reads_at_once and self._readings.rows:
+            ended += self.read()
+        return ended
 
     def step(self) -> list[Any]:
         """`read` and `cycle`; returns the texts that have ended and left."""
@@ -279,8 +286,10 @@ class LiveBatch:
         """
         self._check_alive()
         reading = self._readings.read()
-        if reading is None or reading.loop is None:
+        if reading is None:
             return []
+        if reading.loop is None:
+            return [row for row in reading.rows if row.finished]
         with self._or_dead():
             if self._loop is None:
                 self._loop = reading.loop

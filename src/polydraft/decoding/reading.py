@@ -11,23 +11,28 @@ from polydraft.decoding.engine import Engine
 from polydraft.decoding.follow import Follower
 from polydraft.decoding.loop import Loop
 from polydraft.decoding.row import Row
+from polydraft.decoding.trace import Tracer
 from polydraft.decoding.trunk import Trunk
 
 OpenTrunk = Callable[[int], Trunk]
 """Makes a trunk for the given number of rows."""
+TRACED = 256
+"""Tokens of a traced prompt read at a time, each of which has a row of logits."""
 
 
 class Reading:
     """One prompt, read in chunks; or several short ones, read together in one.
 
-    The head is told of each chunk as it is read, so that its context is as long as the model's.
+    The head is told of each chunk as it is read, so that its context is as long as the model's. Of a prompt
+    that is traced all tokens but the last one are read with their rows of logits.
 
     Args:
-        rows: more than one only where their prompts, padded, fit into one chunk.
+        rows: more than one only where their prompts, padded, fit into one chunk, and none is traced.
         chunk: tokens to read at a time; None for all.
 
     Attributes:
-        rows: those that are not dropped. loop: they and their first tokens, once all is read.
+        rows: those that are not dropped. loop: they and their first tokens, once all is read; None where
+            none is to be written.
     """
 
     def __init__(
@@ -47,18 +52,47 @@ class Reading:
             trunk = self._open_trunk(len(self.rows))
             self._begun = trunk, Follower(self._engine.head, None, rows=len(self.rows))
             prompt = self.rows[0].ids[0]  # the only one, or one of those that fit into a chunk
-            self._parts.extend(prompt.split(self._chunk or len(prompt)))
+            self._parts.extend(self._split(prompt))
         trunk, follower = self._begun
+        if self._nothing_to_write and len(self._parts) == 1:
+            self._finish()
+            return
         with trunk:
             part = self._parts.popleft()
             if not self._parts:
                 prompts = [part] if len(self.rows) == 1 else [row.ids[0] for row in self.rows]
                 self.loop = Loop(self._engine, self.rows, prompts, trunk, follower=follower)
                 return
-            trunk.prefill([part])
             after = part.new_tensor([*part[1:].tolist(), int(self._parts[0][0])])
+            if self._tracer is None:
+                trunk.prefill([part])
+            else:
+                self._tracer.read(after.tolist(), trunk.read(part))
             follower.grow([part], [trunk.hidden[0]], [after])
             follower.catch_up()
+        if self._nothing_to_write and len(self._parts) == 1:
+            self._finish()
+
+    def _split(self, prompt: Tensor) -> list[Tensor]:
+        if self._tracer is None:
+            return list(prompt.split(self._chunk or len(prompt)))
+        before = prompt[:-1].split(min(self._chunk or TRACED, TRACED))
+        return [*(part for part in before if len(part)), prompt[-1:]]
+
+    @property
+    def _tracer(self) -> Tracer | None:
+        """The tracer of a prompt that is to be traced."""
+        (row, *others) = self.rows
+        return None if others or not row.traces_prompt else row.tracer
+
+    @property
+    def _nothing_to_write(self) -> bool:
+        return self.rows[0].room == 0
+
+    def _finish(self) -> None:
+        """The text ends with its prompt."""
+        self._parts.clear()
+        self.rows[0].end()
 
 
 class Readings:
@@ -104,19 +138,23 @@ class Readings:
             return None
         reading = self._waiting.popleft()
         reading.read()
-        if reading.loop is not None:
+        if reading.loop is not None or reading.rows[0].finished:
             return reading
         self._waiting.append(reading)
         return None
 
 
 def grouped(rows: Sequence[Row], chunk: int | None) -> list[list[Row]]:
-    """`rows` in order, those side by side whose prompts fit into one chunk when padded to the longest."""
+    """`rows` in order, those side by side whose prompts fit into one chunk when padded to the longest.
+
+    A row whose prompt is traced is alone.
+    """
     groups: list[list[Row]] = []
     longest = 0
     for row in rows:
         longest = max(longest, row.ids.shape[1])
-        if groups and (chunk is None or (len(groups[-1]) + 1) * longest <= chunk):
+        alone = row.traces_prompt or bool(groups and groups[-1][0].traces_prompt)
+        if groups and not alone and (chunk is None or (len(groups[-1]) + 1) * longest <= chunk):
             groups[-1].append(row)
         else:
             groups.append([row])

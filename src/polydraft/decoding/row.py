@@ -126,6 +126,20 @@ class Row:
         """How they came about; nothing without a tracer."""
         return [] if self.tracer is None else self.tracer.tokens[: len(self.origins)]
 
+    @property
+    def prompt_trace(self) -> list[TokenTrace]:
+        """What the model says of the prompt's tokens but the first; nothing where that was not asked for."""
+        return [] if self.tracer is None else list(self.tracer.prompt or ())
+
+    @property
+    def traces_prompt(self) -> bool:
+        """Whether the prompt is to be read with a row of logits for each token."""
+        return self.tracer is not None and self.tracer.prompt is not None
+
+    def end(self) -> None:
+        """Nothing is to be written, or nothing more."""
+        self._stopped = True
+
     def emit(self, token: int, origin: int) -> bool:
         """Append `token`; whether nothing more is to be written."""
         new = self.ids.new_tensor([token])

@@ -20,9 +20,10 @@ class TokenTrace:
 
     Attributes:
         token: base token id. origin: s >= 1 for a token drafted at position s, 0 for the base model's own.
-        kind: "first" (after the prompt), "drafted", "copied" (prompt lookup), "correction" (drafts stood
-            here, and all were refused), "bonus" (no draft reached so far), "plain" (nothing was drafted).
-        step: 0 for the first token, then the cycle of this text, from 1.
+        kind: "prompt" (read, not written), "first" (after the prompt), "drafted", "copied" (prompt lookup),
+            "correction" (drafts stood here, and all were refused), "bonus" (no draft reached so far), "plain"
+            (nothing was drafted).
+        step: 0 up to the first token, then the cycle of this text, from 1.
         log_prob: of the base model, before any processor.
         top: its likeliest tokens and their log probabilities, the likeliest first.
         draft_log_prob: of the head, likewise, after the tokens before; None where it said nothing.
@@ -44,6 +45,9 @@ class Said(NamedTuple):
 
     log_prob: float | None
     weights: tuple[float, ...]
+
+
+SILENT = Said(None, ())
 
 
 def along(joint: JointDistribution, tokens: Sequence[int]) -> list[Said]:
@@ -74,13 +78,23 @@ class Tracer:
     """Writes the trace of one text.
 
     Args:
-        likely: how many of the likeliest tokens are noted.
+        likely: how many of the likeliest tokens are noted. prompt: of the prompt's tokens too.
+
+    Attributes:
+        prompt: what was read, all but its first token, which nothing predicts; None if not asked for.
     """
 
-    def __init__(self, likely: int) -> None:
+    def __init__(self, likely: int, *, prompt: bool = False) -> None:
         self.likely = likely
         self.tokens: list[TokenTrace] = []
+        self.prompt: list[TokenTrace] | None = [] if prompt else None
         self._step = 0
+
+    def read(self, tokens: Sequence[int], logits: Tensor) -> None:
+        """Tokens of the prompt, each after a row of logits (k, V)."""
+        assert self.prompt is not None
+        for token, row in zip(tokens, logits, strict=True):
+            self.prompt.append(self._traced(token, 0, "prompt", row))
 
     def first(self, token: int, logits: Tensor) -> None:
         """The token after the prompt; logits (V,)."""
@@ -100,7 +114,7 @@ class Tracer:
         said = []
         if joint is not None and draft.tokens and not draft.copied:
             said = along(joint, draft_index.tolist())
-        said += [Said(None, ())] * (len(kept.path) + 1 - len(said))
+        said += [SILENT] * (len(kept.path) + 1 - len(said))
         columns = [0, *(node + 1 for node in kept.path)]
         kind = "copied" if draft.copied else "drafted"
         for depth, (node, before) in enumerate(zip(kept.path, columns, strict=False), start=1):
@@ -108,20 +122,15 @@ class Tracer:
         if kept.token is not None:
             self._write(kept.token, 0, ending(draft, kept), logits[columns[-1]], said[-1])
 
-    def _write(
-        self,
-        token: int,
-        origin: int,
-        kind: str,
-        logits: Tensor,
-        said: Said = Said(None, ()),  # noqa: B008
-    ) -> None:
+    def _write(self, token: int, origin: int, kind: str, logits: Tensor, said: Said = SILENT) -> None:
+        self.tokens.append(self._traced(token, origin, kind, logits, said))
+
+    def _traced(self, token: int, origin: int, kind: str, logits: Tensor, said: Said = SILENT) -> TokenTrace:
         rows = logits.float().log_softmax(-1)
         values, ids = rows.topk(self.likely)
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-        self.tokens.append(
-            TokenTrace(token, origin, kind, self._step, float(rows[token]), top, said.log_prob, said.weights)
-        )
+        log_prob = float(rows[token])
+        return TokenTrace(token, origin, kind, self._step, log_prob, top, said.log_prob, said.weights)
 
 
 def ending(draft: Draft, kept: Kept) -> str:

@@ -34,6 +34,12 @@ class Trunk(AbstractContextManager["Trunk"], Protocol):
         (B, 1, D), of the last one of each row.
         """
 
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read more tokens (k,) of the only row's prompt, which stay; logits (k, V) after each of them.
+
+        `hidden` is then (1, k, D).
+        """
+
     def forward(self, tokens: Tensor, *, parents: Sequence[Sequence[int]] | None = None) -> Tensor:
         """Logits (B, w, V) of the tokens (B, w) after each row's text; `parents` (B, w) make them trees.
 
@@ -123,6 +129,13 @@ class EagerTrunk:
         self._slots.lengths = [have + place + 1 for have, place in zip(begun, last, strict=True)]
         self.hidden = torch.cat(states, 1) if self._every else torch.stack(cast(list[Tensor], after))[:, None]
         return torch.stack(cast(list[Tensor], logits))
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """See `Trunk`."""
+        logits = self._logits(tokens[None], **self._positions(tokens[None], None))[0]
+        self.hidden = self._tap.hidden
+        self._slots.keep([range(len(tokens))])
+        return logits
 
     def _read(self, tokens: Tensor, wanted: list[int]) -> Tensor:
         """A forward of a prompt; logits of the columns `wanted` alone where the model can, else of all."""

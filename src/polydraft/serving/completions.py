@@ -54,14 +54,15 @@ class CompletionShape(BaseShape):
         if named is None:
             return None
         out = replies.CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-        for token in piece.tokens:
-            assert token.trace is not None
-            chosen = (token.id, token.trace.log_prob)
+        for token in [*piece.echoed, *piece.tokens]:
             out.tokens.append(self.words.name(token.id))
-            out.token_logprobs.append(finite(token.trace.log_prob))
-            out.top_logprobs.append(
-                {self.words.name(one): finite(value) for one, value in [chosen, *token.trace.top[:named]]}
-            )
+            if token.trace is None:
+                out.token_logprobs.append(None)
+                out.top_logprobs.append(None)
+            else:
+                likely = [(token.id, token.trace.log_prob), *token.trace.top[:named]]
+                out.token_logprobs.append(finite(token.trace.log_prob))
+                out.top_logprobs.append({self.words.name(one): finite(value) for one, value in likely})
             out.text_offset.append(self._offsets[piece.index])
             self._offsets[piece.index] += len(token.text)
         return out

@@ -27,7 +27,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "suffix": ("",),
-    "echo": (False,),
     "best_of": (),
     "use_beam_search": (False,),
     "stop_token_ids": ([],),
@@ -103,7 +102,7 @@ def at_most(most: int) -> Callable[[Any], Any]:
 
 
 def check_message(given: dict[Any, Any]) -> dict[Any, Any]:
-    """A message as it is.
+    """A message as it is; of an assistant that says nothing the empty text.
 
     Raises:
         ApiError: it belongs to a call of a tool, or to sound.
@@ -115,4 +114,6 @@ def check_message(given: dict[Any, Any]) -> dict[Any, Any]:
         raise refused(
             f"messages of role {given['role']} are not supported", param="messages", code="unsupported_value"
         )
+    if given.get("role") == "assistant" and given.get("content") is None:
+        return given | {"content": ""}
     return given

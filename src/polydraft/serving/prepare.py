@@ -11,9 +11,10 @@ from jinja2 import TemplateError
 from polydraft.decoding.noise import choices_of
 from polydraft.serving.errors import ApiError, refused
 from polydraft.serving.model import Served
-from polydraft.serving.requests import Choice, Job
+from polydraft.serving.requests import Choice, Echo, Job
 from polydraft.serving.schemas import ChatRequest, CompletionRequest, Message, Sampling
 from polydraft.serving.settings import MOST_CHOICES
+from polydraft.serving.tokens import Detokenizer
 
 COMPLETION_TOKENS = 16
 """Tokens of a completion that does not say how many; a chat without a limit may fill the context."""
@@ -43,6 +44,8 @@ def completion_job(body: CompletionRequest, served: Served, *, loop: asyncio.Abs
     """
     if len(body.prompts) * body.n > MOST_CHOICES:
         raise refused(f"prompts times n must be at most {MOST_CHOICES}", param="prompt")
+    if body.reads_only and not body.echo:
+        raise refused("max_tokens 0 needs echo: true", param="max_tokens")
     prompts: list[list[int]] = []
     limits: list[int] = []
     for one in body.prompts:
@@ -53,8 +56,10 @@ def completion_job(body: CompletionRequest, served: Served, *, loop: asyncio.Abs
         length = len(prompts[-1])
         limits.append(room(length, body.max_tokens, served, default=COMPLETION_TOKENS, param="prompt"))
     choices: list[Choice] = []
-    for prompt, limit, repeat in zip(prompts, limits, choices_of(prompts), strict=True):
-        choices += _choices(body, prompt, limit, served, first=len(choices), repeat=repeat)
+    repeats = choices_of(prompts)
+    for given, prompt, limit, repeat in zip(body.prompts, prompts, limits, repeats, strict=True):
+        echo = echo_of(given, prompt, served, traced=body.named is not None) if body.echo else None
+        choices += _choices(body, prompt, limit, served, first=len(choices), repeat=repeat, echo=echo)
     return Job(choices, sum(map(len, prompts)), loop)
 
 
@@ -108,6 +113,25 @@ def check_ids(ids: list[int], served: Served, *, param: str) -> list[int]:
     )
 
 
+def echo_of(given: str | list[int], prompt: list[int], served: Served, *, traced: bool) -> Echo:
+    """The prompt as its answer begins with it: a text as it was given, of token ids all that they say.
+
+    What the tokenizer puts before a text is among the tokens, but not in the text.
+    """
+    if isinstance(given, str) and not traced:
+        return Echo(given)
+    detokenizer = Detokenizer(served.vocabulary, special=True)
+    parts = [detokenizer.push(token) for token in prompt]
+    parts[-1] += detokenizer.flush()
+    added = 0 if not isinstance(given, str) else max(len("".join(parts)) - len(given), 0)
+    tokens = []
+    for token, part in zip(prompt, parts, strict=True):
+        tokens.append((token, part[added:]))
+        added = max(added - len(part), 0)
+    text = given if isinstance(given, str) else "".join(parts)
+    return Echo(text, tokens if traced else ())
+
+
 def room(prompt: int, asked: int | None, served: Served, *, default: int | None, param: str) -> int:
     """Tokens that may be generated after `prompt` tokens; without `asked` at most `default`.
 
@@ -115,9 +139,9 @@ def room(prompt: int, asked: int | None, served: Served, *, default: int | None,
         ApiError: the context is too short for the prompt, or for both.
     """
     left = served.max_model_len - prompt
-    if left < (asked or 1):
+    if left < (1 if asked is None else asked):
         raise _too_long(f"{prompt}", None if asked is None else (prompt, asked), served, param=param)
-    return asked or min(left, default or left)
+    return min(left, default or left) if asked is None else asked
 
 
 def _too_long(prompt: str, both: tuple[int, int] | None, served: Served, *, param: str) -> ApiError:
@@ -148,13 +172,22 @@ def biases(body: Sampling, served: Served) -> dict[int, float]:
 
 
 def _choices(
-    body: Sampling, prompt: list[int], limit: int, served: Served, *, first: int = 0, repeat: int = 0
+    body: Sampling,
+    prompt: list[int],
+    limit: int,
+    served: Served,
+    *,
+    first: int = 0,
+    repeat: int = 0,
+    echo: Echo | None = None,
 ) -> list[Choice]:
     """`body.n` rows, drawn independently from one seed.
 
     Args:
         first: the index of the first. repeat: how often the same prompt has come before.
+        echo: what each begins with.
     """
+    traces_prompt = echo is not None and (body.named is not None or not limit)
     check_logprobs(body)
     seed = secrets.randbits(62) if body.seed is None else body.seed
     options: dict[str, Any] = {
@@ -169,7 +202,8 @@ def _choices(
         "presence_penalty": body.presence_penalty,
         "logit_bias": biases(body, served),
         "drafted": body.polydraft.drafted,
-        "trace": body.top,
+        "trace": (body.top or 0) if traces_prompt else body.top,
+        "trace_prompt": traces_prompt,
     }
     return [
         Choice(
@@ -178,6 +212,7 @@ def _choices(
             vocabulary=served.vocabulary,
             stops=body.stops,
             traced=body.top is not None,
+            echo=echo,
         )
         for index in range(body.n)
     ]

@@ -117,11 +117,11 @@ class ChatDelta(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Lists over tokens; `text_offset`: where in the text a token begins."""
+    """Lists over tokens, null for the first one of an echoed prompt; `text_offset`: where a token begins."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

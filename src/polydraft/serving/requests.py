@@ -24,12 +24,24 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one cycle adds to choice `index`: tokens, and the text that can be said now."""
+    """What one cycle adds to choice `index`: tokens, and the text that can be said now.
+
+    `echoed` are the tokens of the prompt, whose text comes first; the first one has no trace.
+    """
 
     index: int
     text: str
     tokens: list[Token]
     finish_reason: str | None
+    echoed: Sequence[Token] = ()
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that its answer begins with; (token id, the text it adds), where likelihoods are asked for."""
+
+    text: str
+    tokens: Sequence[tuple[int, str]] = ()
 
 
 class Choice:
@@ -40,7 +52,14 @@ class Choice:
     """
 
     def __init__(
-        self, row: Row, *, index: int, vocabulary: Vocabulary, stops: Sequence[str], traced: bool
+        self,
+        row: Row,
+        *,
+        index: int,
+        vocabulary: Vocabulary,
+        stops: Sequence[str],
+        traced: bool,
+        echo: Echo | None = None,
     ) -> None:
         self.row = row
         self.index = index
@@ -49,6 +68,7 @@ class Choice:
         self._text = Detokenizer(vocabulary)
         self._stops = StopStrings(stops)
         self._traced = traced
+        self._echo = echo
 
     def take(self) -> Piece | None:
         """What the row has grown by since the last call; None if by nothing."""
@@ -64,14 +84,23 @@ class Choice:
                 added += self._text.flush()
             said += self._stops.push(added)
             tokens.append(Token(token, added, trace))
-        if not tokens:
+        if not (tokens or (self.row.finished and self.finish_reason is None)):
             return None
         if self._stops.found:
             self.finish_reason = "stop"
         elif self.row.finished:
             said += self._stops.flush()
             self.finish_reason = "stop" if self.row.ended else "length"
-        return Piece(self.index, said, tokens, self.finish_reason)
+        echoed: list[Token] = []
+        if self._echo is not None:
+            said = self._echo.text + said
+            read = [None, *self.row.prompt_trace]
+            echoed = [
+                Token(token, text, trace)
+                for (token, text), trace in zip(self._echo.tokens, read, strict=bool(self._echo.tokens))
+            ]
+            self._echo = None
+        return Piece(self.index, said, tokens, self.finish_reason, echoed)
 
 
 @dataclass(eq=False)

@@ -109,7 +109,7 @@ class TextPart(Exact):
 
 
 class Message(BaseModel):
-    """A message of a chat; parts are joined by line breaks."""
+    """A message of a chat; parts are joined by line breaks. An assistant may have said nothing."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -142,14 +142,24 @@ class ChatRequest(Sampling):
 
 
 class CompletionRequest(Sampling):
-    """Body of POST /v1/completions; `prompt`: one or several texts, or token ids."""
+    """Body of POST /v1/completions; `prompt`: one or several texts, or token ids.
+
+    With `echo` an answer begins with its prompt, and may end there: `max_tokens` may be 0.
+    """
 
     prompt: str | Annotated[list[str], Prompts] | TokenIds | Annotated[list[TokenIds], Prompts]
     logprobs: Top | None = None
+    echo: bool = False
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
 
     @property
     def named(self) -> int | None:
         return self.logprobs
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether nothing is to be written."""
+        return self.max_tokens == 0
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -56,6 +56,7 @@ async def whole(job: Job, shape: Shape, *, seconds: float) -> Reply:
             "".join(part.text for part in parts),
             [token for part in parts for token in part.tokens],
             parts[-1].finish_reason,
+            parts[0].echoed,
         )
         for index, parts in enumerate(texts)
     ]

@@ -71,17 +71,18 @@ BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 class Detokenizer:
     """The text of one choice as its tokens come.
 
-    The pieces join to the text of all tokens together, special ones left out.
+    The pieces join to the text of all tokens together, special ones left out unless `special`.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, special: bool = False) -> None:
         self._vocabulary = vocabulary
+        self._special = special
         self._waiting: list[int] = []
 
     def push(self, token: int) -> str:
         """What `token` adds; nothing while a character is unfinished, and with its last token all of it."""
         self._waiting.append(token)
-        text = self._vocabulary.text(self._waiting)
+        text = self._vocabulary.text(self._waiting, special=self._special)
         if text.endswith(UNFINISHED) and len(self._waiting) < LONGEST:
             return ""
         self._waiting.clear()
@@ -89,7 +90,7 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What is left at the end: the replacement character for what never became one."""
-        text = self._vocabulary.text(self._waiting)
+        text = self._vocabulary.text(self._waiting, special=self._special)
         self._waiting.clear()
         return text
 

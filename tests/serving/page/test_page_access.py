@@ -66,6 +66,8 @@ def test_everything_is_done_by_keys(visitor: Visitor, fake: Fake) -> None:
     assert [(body["messages"][0]["content"], body["seed"]) for _, body in fake.bodies] == [("Why?", 7)]
     visitor.page.locator("#generate").focus()  # it was disabled meanwhile
     keys.press("Tab")
+    assert focused() == "new-chat"
+    keys.press("Tab")
     assert visitor.facts()["Token"] == "1, id 1000"  # the first token is chosen with the text's focus
     keys.press("Control+Enter")
     expect(visitor.pane().locator(".token.current")).to_have_count(0)

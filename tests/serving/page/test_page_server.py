@@ -91,6 +91,25 @@ def test_a_refusal_is_one_line(visitor: Visitor, fake: Fake, status: int, messag
     visitor.expect_error("")
 
 
+def test_a_refusal_leaves_the_last_answer(visitor: Visitor, fake: Fake) -> None:
+    visitor.generate()
+    visitor.wait()
+    figures = [visitor.figure(part) for part in ("tokens", "totals", "per-step")]
+    fake.refuse = (400, "top_p must be above 0")
+    for decoding in ("drafted", "race"):
+        visitor.choose(decoding)
+        visitor.generate("And then?")
+        visitor.expect_error("The server answered 400: top_p must be above 0.")
+        assert visitor.text() == "".join(TEXT)
+        assert [visitor.figure(part) for part in ("tokens", "totals", "per-step")] == figures
+        assert visitor.legend()["drafted-1"] == 4
+    fake.refuse = None
+    visitor.page.get_by_role("button", name="Generate").click()
+    visitor.wait()
+    asked = [message["content"] for message in fake.bodies[-1][1]["messages"]]
+    assert asked == ["Why?", "".join(TEXT), "And then?"]
+
+
 def test_an_error_within_a_text_is_one_line(visitor: Visitor, fake: Fake) -> None:
     fake.fails_after = 3
     visitor.generate()

@@ -88,6 +88,66 @@ def test_the_request_says_what_the_form_says(visitor: Visitor, fake: Fake) -> No
     assert {name for classes in visitor.classes("plain") for name in classes} == {"token", "first", "plain"}
 
 
+def said(fake: Fake) -> list[str]:
+    """The last request, message by message."""
+    messages = fake.bodies[-1][1]["messages"]
+    assert [one["role"] for one in messages] == (["user", "assistant"] * len(messages))[: len(messages)]
+    return [one["content"] for one in messages]
+
+
+def test_a_new_prompt_continues_the_chat(visitor: Visitor, fake: Fake) -> None:
+    answer, begun = "".join(TEXT), visitor.page.locator("#chat p")
+    visitor.generate("Why?")
+    visitor.wait()
+    expect(begun).to_have_text(["Why?"])
+    visitor.generate("How <b>high</b>?")
+    visitor.wait()
+    assert said(fake) == ["Why?", answer, "How <b>high</b>?"]
+    visitor.generate("How <b>high</b>?", Max_tokens=4)
+    visitor.wait()
+    assert said(fake) == ["Why?", answer, "How <b>high</b>?"]
+    visitor.choose("race")
+    visitor.generate("So?", Max_tokens=9)
+    visitor.wait()
+    assert said(fake) == ["Why?", answer, "How <b>high</b>?", "".join(TEXT[:4]), "So?"]
+    assert begun.all_text_contents() == said(fake)
+    visitor.choose("plain text")
+    expect(visitor.page.locator("#chat")).to_be_hidden()
+    visitor.generate("So?")
+    visitor.wait()
+    assert fake.bodies[-1][1]["prompt"] == "So?"
+    visitor.choose("chat")
+    visitor.page.get_by_role("button", name="New chat").click()
+    expect(begun).to_have_count(0)
+    visitor.generate("And?")
+    visitor.wait()
+    assert said(fake) == ["And?"]
+
+
+def test_what_was_stopped_belongs_to_the_chat(visitor: Visitor, fake: Fake) -> None:
+    fake.hold_at = 5
+    visitor.generate("Why?")
+    expect(visitor.pane().locator(".token")).to_have_count(5)
+    visitor.page.keyboard.press("Escape")
+    visitor.wait("Stopped.")
+    fake.go.set()
+    visitor.generate("How?")
+    visitor.wait()
+    assert said(fake) == ["Why?", "".join(TEXT[:5]), "How?"]
+
+
+def test_a_new_text_has_no_token_chosen(visitor: Visitor) -> None:
+    visitor.generate()
+    visitor.wait()
+    visitor.pane().locator(".token").nth(3).hover()
+    assert visitor.facts()
+    visitor.page.get_by_role("button", name="Generate").hover()
+    visitor.page.get_by_role("button", name="Generate").click()
+    visitor.wait()
+    assert visitor.facts() == {}
+    assert visitor.page.locator("#token").inner_text() == "No token chosen."
+
+
 def test_pointing_at_a_token_shows_what_the_server_sent(visitor: Visitor, fake: Fake) -> None:
     visitor.generate()
     visitor.wait()

@@ -46,7 +46,7 @@ class Visitor:
 
     def choose(self, decoding: str) -> None:
         """The switch drafted, plain or race; or chat, plain text."""
-        self.page.get_by_label(decoding, exact=True).check()
+        self.page.get_by_role("radio", name=decoding, exact=True).check()
 
     def wait(self, status: str = "Done.") -> None:
         """Until the page says so."""

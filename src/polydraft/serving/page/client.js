@@ -14,14 +14,14 @@ export class Refusal extends Error {
 /** The server cannot be reached, or went away while it was writing. */
 export class Silence extends Error {}
 
-/** Path and body of a request for a text. */
-export function request({ model, mode, prompt, maxTokens, temperature, topP, seed, drafted }) {
+/** Path and body of a request for a text: an answer to `messages`, or what follows `prompt`. */
+export function request({ model, mode, prompt, messages, maxTokens, temperature, topP, seed, drafted }) {
   const chat = mode === "chat";
   return {
     path: chat ? "v1/chat/completions" : "v1/completions",
     body: {
       model,
-      ...(chat ? { messages: [{ role: "user", content: prompt }] } : { prompt }),
+      ...(chat ? { messages } : { prompt }),
       max_tokens: maxTokens,
       temperature,
       top_p: topP,
@@ -61,14 +61,16 @@ export async function servedModel(key) {
   return (await response.json()).data[0];
 }
 
-/** The chunks of a streamed text. Throws Refusal, Silence, or an AbortError when `signal` stops it. */
-export async function* stream({ path, body, key, signal }) {
+/** The chunks of a streamed text; `begun` is called once the server has taken the request.
+ *  Throws Refusal, Silence, or an AbortError when `signal` stops it. */
+export async function* stream({ path, body, key, signal, begun }) {
   const response = await reach(path, {
     method: "POST",
     headers: { "content-type": "application/json", ...headers(key) },
     body: JSON.stringify(body),
     signal,
   });
+  begun();
   try {
     for await (const data of events(response.body)) {
       if (data === "[DONE]") return;

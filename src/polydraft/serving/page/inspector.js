@@ -45,6 +45,12 @@ export function inspect(box, token, index, horizon) {
   box.replaceChildren(...parts);
 }
 
+/** Fills `box` with nothing: no token is chosen. */
+export function inspectNone(box) {
+  box.style.minHeight = "";
+  box.replaceChildren(make("p", "hint", "No token chosen."));
+}
+
 /** The same in a sentence, for those who hear it. */
 export function spoken(token) {
   const head = token.draft_logprob === null ? "" : `, head ${percent(token.draft_logprob)}`;

@@ -1,8 +1,9 @@
 // The playground: reads the form, runs texts in panes, and says what happens.
 import { drawAcceptance, drawLegend } from "./charts.js";
+import { Chat } from "./chat.js";
 import { Refusal, Silence, request, servedModel, untilBack } from "./client.js";
 import { byId, eachFrame } from "./dom.js";
-import { inspect, spoken } from "./inspector.js";
+import { inspect, inspectNone, spoken } from "./inspector.js";
 import { Pane } from "./pane.js";
 import { Race } from "./race.js";
 import { anySeed, keepSettings, readSettings } from "./settings.js";
@@ -10,6 +11,7 @@ import { Speech } from "./speech.js";
 
 const form = byId("request");
 const speech = new Speech(byId("speech"));
+const chat = new Chat(byId("chat"), byId("new-chat"));
 let model = null; // as /v1/models describes it; null until it has answered
 let running = null; // the AbortController of what is under way
 let raced = false; // whether the panes hold a race
@@ -43,7 +45,7 @@ const makePane = (name) => new Pane(name, {
   onDraw: (pane) => {
     drawAside();
     if (raced) race.draw();
-    else if (running) speech.follow(pane.transcript.tokens.map(({ text }) => text).join(""), pane.finish !== null);
+    else if (running) speech.follow(pane.said, pane.finish !== null);
   },
 });
 const panes = { plain: makePane("plain"), drafted: makePane("drafted") };
@@ -51,7 +53,10 @@ const race = new Race(byId("race"), panes.plain, panes.drafted);
 const decoding = () => readSettings(form).decoding;
 const shown = () => (decoding() === "race" ? [panes.plain, panes.drafted] : [panes[decoding()]]);
 
+const closeToken = () => byId("inspector").classList.remove("open");
+
 function showPanes() {
+  for (const id of ["chat", "new-chat"]) byId(id).hidden = readSettings(form).mode !== "chat";
   byId("panes").replaceChildren(...shown().map((pane) => pane.element));
   byId("race").hidden = !raced || decoding() !== "race";
   drawAside();
@@ -124,15 +129,31 @@ async function runAll(settings, signal) {
   const list = shown();
   const racing = list.length > 1;
   const seed = settings.seed ?? (racing && settings.temperature > 0 ? anySeed() : null);
-  race.rest();
-  raced = racing;
-  showPanes();
-  for (const pane of list) pane.clear(horizon());
+  const chatting = settings.mode === "chat";
+  let taken = false;
+  const messages = chat.messages(settings.prompt);
+  /** Makes room for the texts, once the server has taken the request for the first. */
+  const begin = () => {
+    taken = true;
+    race.rest();
+    raced = racing;
+    showPanes();
+    inspectNone(byId("token"));
+    closeToken();
+    for (const pane of list) pane.clear(horizon());
+    if (chatting) chat.begin(settings.prompt);
+  };
   for (const pane of list) {
     speech.begin();
     if (racing) notify(`${pane.name === "plain" ? "First plain" : "Now drafted"} \u2026`);
     const drafted = pane.name === "drafted";
-    await pane.run({ ...request({ ...settings, seed, model: model.id, drafted }), key: key(), signal });
+    const asked = request({ ...settings, messages, seed, model: model.id, drafted });
+    const begun = pane === list[0] ? begin : () => {};
+    try {
+      await pane.run({ ...asked, key: key(), signal, begun });
+    } finally {
+      if (chatting && taken && pane.said) chat.said(pane.said);
+    }
   }
 }
 
@@ -141,9 +162,9 @@ form.addEventListener("submit", (event) => {
   generate();
 });
 byId("stop").addEventListener("click", () => running?.abort());
-byId("close").addEventListener("click", () => byId("inspector").classList.remove("open"));
+byId("close").addEventListener("click", closeToken);
 form.addEventListener("change", (event) => {
-  if (event.target.name !== "decoding") return;
+  if (!["decoding", "mode"].includes(event.target.name)) return;
   running?.abort();
   showPanes();
 });

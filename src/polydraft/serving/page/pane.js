@@ -29,6 +29,11 @@ export class Pane {
     return this.#element;
   }
 
+  /** The text so far. */
+  get said() {
+    return this.transcript.tokens.map(({ text }) => text).join("");
+  }
+
   #part = (selector) => this.#element.querySelector(selector);
 
   clear(horizon) {
@@ -41,13 +46,19 @@ export class Pane {
     this.draw();
   }
 
-  /** Streams the text of a request into the pane. Throws as `stream` does; what came stays. */
-  async run(asked) {
-    this.#started = performance.now();
-    this.#element.classList.add("running");
-    const clock = setInterval(this.#soon, 200);
+  /** Streams the text of a request into the pane. Throws as `stream` does; what came stays.
+   *  Until the server has taken the request, which calls `begun`, the pane is as it was. */
+  async run({ begun, ...asked }) {
+    const moment = performance.now();
+    let clock = null;
+    const start = () => {
+      begun();
+      this.#started = moment;
+      this.#element.classList.add("running");
+      clock = setInterval(this.#soon, 200);
+    };
     try {
-      for await (const chunk of stream(asked)) this.#take(chunk);
+      for await (const chunk of stream({ ...asked, begun: start })) this.#take(chunk);
       if (!this.finish) throw new Silence("The connection ended before the text did.");
     } finally {
       clearInterval(clock);
