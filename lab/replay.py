@@ -17,8 +17,8 @@ from polydraft.heads.past import Past
 from polydraft.training.paths import along, kept
 from polydraft.training.walk import Walk, walk
 
-MODES = ("greedy", "components", "sampled")
-"""How the drafts are made and judged: the greedy chain, the chain of the best components, sampling."""
+MODES = ("greedy", "sampled")
+"""How the drafts are made and judged: the greedy chain, or sampling."""
 CHUNK_BYTES = 2**27
 """Log factors made at a time; the joint holds a few arrays of this size."""
 
@@ -47,11 +47,7 @@ class Text:
 
 
 def replay(head: DraftHead, texts: Sequence[Text], *, mode: str) -> list[Walk]:
-    """Walk along each text with `head`, attached to the model that wrote them; `mode`: one of `MODES`.
-
-    Raises:
-        ValueError: "components" for a joint that has no best components.
-    """
+    """Walk along each text with `head`, attached to the model that wrote them; `mode`: one of `MODES`."""
     return [walk(table) for table in survival(head, texts, mode=mode)]
 
 
@@ -82,8 +78,7 @@ def text_survival(head: DraftHead, text: Text, *, mode: str) -> Tensor:
         if mode == "sampled":
             chances = kept(along(joint, targets[part], hits=False).log_q, log_p[part], targets[part])
         else:
-            chain = joint.argmax() if mode == "greedy" else joint.best_components()
-            chances = (chain.tokens == targets[part]).double()
+            chances = (joint.argmax().tokens == targets[part]).double()
         parts.append(chances.cumprod(-1).cpu())
     return torch.cat(parts)
 

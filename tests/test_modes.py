@@ -9,26 +9,19 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteriaList
+from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 import polydraft
 from polydraft.bench.runs import Sampling, run_drafted
 from polydraft.cli import app
 from polydraft.decoding.engine import Engine
-from polydraft.decoding.row import Row
 from polydraft.errors import InputError
 from polydraft.heads import DraftHead
 from polydraft.modes import VERIFICATIONS
 from tests.tiny import tiny_folder, tiny_head, tiny_model, tiny_tokenizer
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
-FAMILIES: dict[str, dict[str, Any]] = {
-    "cp": {"joint": "cp", "rank": 3},
-    "hmm": {"joint": "hmm", "rank": 3},
-    "tree": {"joint": "tree", "rank": 3},
-    "routed": {"joint": "hmm", "rank": 4, "components": 2},
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +52,7 @@ def by_engine(model: PreTrainedModel, head: DraftHead, **options: Any) -> Any:
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "verification": ({}, {"verification": "all"}, "verification must be one of token, block, got 'all'"),
-    "drafting": ({}, {"drafting": "beam"}, "drafting must be one of auto, tree, chain, components, got"),
-    "sampled components": (
-        {},
-        {"drafting": "components", "do_sample": True},
-        "drafting components is for greedy decoding alone",
-    ),
-    "markov": ({"joint": "cp-markov"}, {"drafting": "components"}, "those of joint 'cp-markov' do"),
-    "hidden": ({"features": "hidden"}, {"drafting": "components"}, "needs a head with features 'fused'"),
+    "drafting": ({}, {"drafting": "beam"}, "drafting must be one of auto, tree, chain, got"),
 }
 
 
@@ -88,8 +74,7 @@ def test_refusals(
 def test_sampling_options_refuse_them_too() -> None:
     for options, line in (
         ({"verification": "all"}, "verification must be one of token, block"),
-        ({"drafting": "beam"}, "drafting must be one of auto, tree, chain, components"),
-        ({"drafting": "components", "temperature": 0.5}, "for greedy decoding alone"),
+        ({"drafting": "beam"}, "drafting must be one of auto, tree, chain"),
     ):
         with pytest.raises(InputError, match=line):
             Sampling(**cast(dict[str, Any], options))
@@ -118,38 +103,6 @@ def test_greedy_text_knows_no_verification(model: PreTrainedModel, verification:
     assert found.tolist() == plain(model, max_new_tokens=20).tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-class TestComponents:
-    @pytest.mark.parametrize(
-        "options", [{}, {"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 2}], ids=str
-    )
-    def test_the_text_is_the_base_model_s(
-        self, model: PreTrainedModel, family: dict[str, Any], options: dict[str, Any]
-    ) -> None:
-        head = tiny_head(model, horizon=4, draft_vocab_size=40, **family)
-        expected = plain(model, max_new_tokens=40, **options)
-        for door in (by_decoder, by_generate):
-            found = door(model, head, max_new_tokens=40, do_sample=False, drafting="components", **options)
-            tokens = found if isinstance(found, Tensor) else found.sequences
-            assert tokens.tolist() == expected.tolist()
-
-    def test_drafts_are_those_of_the_likeliest_components(
-        self, model: PreTrainedModel, family: dict[str, Any]
-    ) -> None:
-        head = tiny_head(model, horizon=4, draft_vocab_size=40, **family)
-        engine = by_engine(model, head, max_new_tokens=0, drafting="components")
-        hidden = torch.randn(20, head.config.hidden_size)
-        with torch.no_grad():
-            best = head(hidden, torch.full((20,), 8)).best_components().tokens
-            chain = head(hidden, torch.full((20,), 8)).argmax().tokens
-            for row in range(20):
-                joint = head(hidden[row : row + 1], torch.full((1,), 8))
-                (draft,) = engine.draft(joint, [Row(PROMPT, StoppingCriteriaList())], 3, 3)
-                assert draft.log_rows is None
-                assert draft.tokens == head.draft_ids[best[row, :3]].tolist()
-        assert (best != chain).any()
-
-
 class TestCommands:
     @pytest.fixture(scope="class")
     @classmethod
@@ -166,8 +119,7 @@ class TestCommands:
         ("options", "line"),
         [
             (["--verification", "all"], "verification must be one of token, block, got 'all'"),
-            (["--drafting", "beam"], "drafting must be one of auto, tree, chain, components, got 'beam'"),
-            (["--drafting", "components", "--temperature", "1"], "for greedy decoding alone"),
+            (["--drafting", "beam"], "drafting must be one of auto, tree, chain, got 'beam'"),
         ],
     )
     def test_refusals_are_one_line(self, names: list[str], options: list[str], line: str) -> None:
@@ -184,7 +136,7 @@ class TestCommands:
         ("options", "kind"),
         [
             (["--verification", "block", "--temperature", "1"], "T = 1, block verification"),
-            (["--drafting", "components"], "greedy, components"),
+            (["--drafting", "chain"], "greedy, chain"),
         ],
     )
     def test_bench_and_generate_take_and_record_them(
@@ -213,7 +165,7 @@ def test_runs_hand_the_choices_on(model: PreTrainedModel, monkeypatch: pytest.Mo
         return whole(*args, **options)
 
     monkeypatch.setattr(polydraft, "generate", watched)
-    for choice in ({"verification": "block", "temperature": 1.0}, {"drafting": "components"}):
+    for choice in ({"verification": "block", "temperature": 1.0}, {"drafting": "chain"}):
         sampling = Sampling(max_new_tokens=4, **cast(dict[str, Any], choice))
         run_drafted(model, tiny_head(model), tiny_tokenizer(), [5, 6], sampling)
         assert seen[-1].items() >= choice.items()

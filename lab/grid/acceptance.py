@@ -23,12 +23,6 @@ def open_variant(store: Store, variant: Variant, target: Target) -> DraftHead:
     return head
 
 
-def modes_of(head: DraftHead) -> tuple[str, ...]:
-    """The `MODES` that differ for this head: best components need several, and no bias on their rows."""
-    plain = head.config.rank == 1 or head.config.member.markov or head.config.features == "hidden"
-    return tuple(mode for mode in MODES if not (mode == "components" and plain))
-
-
 class Replays:
     """Replays heads along the continuations; those of a base that many heads share are read once."""
 
@@ -50,7 +44,7 @@ class Replays:
         for variant in self.wanted(cell):
             head = open_variant(self.store, variant, target)
             texts = self._read(cell, target, tuple(head.config.layers))
-            rows = {mode: walk_rows(head, texts, mode=mode) for mode in modes_of(head)}
+            rows = {mode: walk_rows(head, texts, mode=mode) for mode in MODES}
             made_with = self.store.replay_settings(variant, cell)
             write_json(self.store.replay_path(variant), {"made_with": made_with, "modes": rows})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from polydraft.errors import InputError
 
 VERIFICATIONS = ("token", "block")
-DRAFTINGS = ("auto", "tree", "chain", "components")
+DRAFTINGS = ("auto", "tree", "chain")
 VERIFIERS = ("trained", "base")
 VERIFICATION = "token"
 """The verification unless another is asked for."""
@@ -47,8 +47,6 @@ def check_modes(
         raise InputError(f"prompt_lookup_num_tokens must be 1 or more, got {prompt_lookup_num_tokens}")
     if do_sample and drafting == "tree" and verification == "block":
         raise InputError("verification block judges chains: use drafting chain, or verification token")
-    if do_sample and drafting == "components":
-        raise InputError("drafting components is for greedy decoding alone: sample with drafting chain")
 
 
 def check_verifier(verifier: str, *, adapter: bool) -> None:

@@ -19,7 +19,6 @@ CHAIN, TREE = {"drafting": "chain", "draft_length": 3}, {"drafting": "tree", "dr
 WAYS: dict[str, dict[str, Any]] = {
     "greedy chain": CHAIN,
     "greedy tree": TREE,
-    "components": {"drafting": "components", "draft_length": 3},
     "sampled chain": CHAIN | {"do_sample": True},
     "sampled chain by block": CHAIN | {"do_sample": True, "verification": "block"},
     "sampled tree": TREE | {"do_sample": True},

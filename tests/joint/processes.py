@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polydraft.joint import BinaryTree, Latent
+from polydraft.joint import Latent
 from tests.joint.enumeration import Array, enumerate_tokens
 
 
@@ -94,13 +94,6 @@ FORMULAS: dict[str, Callable[[Any, int], Array]] = {
 def process(latent: Latent, row: int = 0) -> Array:
     """P(z) of one row of the batch."""
     return FORMULAS.get(type(latent).__name__, probed)(latent, row)
-
-
-def explained(latent: Any, row: int = 0) -> tuple[Array, list[int]]:
-    """P of all that is hidden, an axis each, and which axes are the positions' components."""
-    if isinstance(latent, BinaryTree):
-        return tree_nodes(values(latent.root, row), values(latent.edges, row))
-    return process(latent, row), list(range(latent.horizon))
 
 
 def probed(latent: Latent, row: int = 0) -> Array:

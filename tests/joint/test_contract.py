@@ -13,13 +13,10 @@ from tests.joint.enumeration import (
     count_sequences,
     enumerate_tokens,
     marginal,
-    with_tokens,
 )
 from tests.joint.members import (
     FALSE_ALARM_RATE,
     HORIZON,
-    MIXTURES,
-    NAMES,
     STEPWISE,
     TOLERANCE,
     VOCAB_SIZE,
@@ -29,9 +26,7 @@ from tests.joint.members import (
     random_joint,
     table,
 )
-from tests.joint.processes import explained
 
-LATENT = [name for name in MIXTURES if "markov" not in name]
 """Members whose rows do not see the token before."""
 
 
@@ -126,41 +121,6 @@ class TestAgainstEnumeration:
         assert torch.allclose(drawn, joint.log_prob(tokens), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", LATENT)
-class TestBestComponents:
-    @pytest.mark.parametrize("horizon", [1, 2, 3, 4, 5])
-    def test_are_the_best_of_all_components_and_tokens(self, name: str, horizon: int) -> None:
-        for seed in range(10):
-            case = random_case(name, rank=2, vocab_size=3, horizon=horizon, seed=seed)
-            every = with_tokens(*explained(case.gate(case.features)), case.factors())
-            best = np.unravel_index(every.argmax(), every.shape)
-            found = case.joint().best_components()
-            assert found.log_rows is None
-            assert found.tokens.tolist() == [[int(token) for token in best[-horizon:]]]
-
-    def test_differ_from_the_greedy_chain(self, name: str) -> None:
-        joint = random_joint(name, batch=200)
-        same = (joint.best_components().tokens == joint.argmax().tokens).all(-1)
-        assert bool(same.all()) == (joint.rank == 1)
-
-    def test_each_token_is_the_best_of_its_processed_row(self, name: str) -> None:
-        case = random_case(name, batch=6)
-        joint = case.joint()
-        path = joint.latent.best_path(joint.log_factors.amax(-1))
-        tokens = joint.best_components(warp=lambda _, row: row.index_fill(-1, torch.tensor([2]), -torch.inf))
-        for b in range(6):
-            for s in range(HORIZON):
-                row = case.logits[b, s, path[b, s]].clone()
-                row[2] = -torch.inf
-                assert tokens.tokens[b, s] == row.argmax()
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LATENT])
-def test_no_best_components_where_rows_see_the_token_before(name: str) -> None:
-    with pytest.raises(ValueError, match="no best chain of components"):
-        random_joint(name).best_components()
-
-
 @every_member
 @pytest.mark.parametrize("horizon", range(1, 17))
 def test_any_horizon_is_normalised(name: str, horizon: int) -> None:
@@ -187,8 +147,6 @@ def test_a_row_of_a_batch_equals_the_row_alone(name: str) -> None:
         assert torch.allclose(alone.log_prob(own)[0], joint.log_prob(tokens)[i], rtol=0, atol=TOLERANCE)
         assert torch.allclose(alone.conditional(own[:, :-1])[0], rows[i], rtol=0, atol=TOLERANCE)
         assert torch.equal(alone.argmax().tokens[0], greedy[i])
-        if name in LATENT:
-            assert torch.equal(alone.best_components().tokens[0], joint.best_components().tokens[i])
 
 
 @every_member

@@ -19,7 +19,7 @@ from tests.joint.members import (
     random_case,
     table,
 )
-from tests.joint.processes import chain, explained, probed, process, tree_nodes, values
+from tests.joint.processes import chain, probed, process, tree_nodes, values
 
 
 def latent_of(case: Case) -> Latent:
@@ -47,22 +47,6 @@ def test_marginals(name: str) -> None:
         for s in range(HORIZON):
             others = tuple(axis for axis in range(HORIZON) if axis != s)
             assert np.abs(marginals[row, s] - whole.sum(axis=others)).max() < TOLERANCE
-
-
-@every_mixture
-@pytest.mark.parametrize("horizon", [1, 2, 3, 5])
-def test_best_path_with_random_scores(name: str, horizon: int) -> None:
-    latent = latent_of(random_case(name, horizon=horizon, batch=20))
-    scores = 2 * torch.randn(20, horizon, latent.rank, dtype=torch.float64)
-    path = latent.best_path(scores)
-    assert path.shape == (20, horizon)
-    for row in range(20):
-        hidden, positions = explained(latent, row)
-        for s, axis in enumerate(positions):
-            shape = [latent.rank if i == axis else 1 for i in range(hidden.ndim)]
-            hidden = hidden * np.exp(scores[row, s].numpy()).reshape(shape)
-        best = np.unravel_index(hidden.argmax(), hidden.shape)
-        assert path[row].tolist() == [best[axis] for axis in positions]
 
 
 def routed_case(case: Case, count: int) -> tuple[LatentMixture, Latent, torch.Tensor]:

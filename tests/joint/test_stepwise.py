@@ -46,8 +46,3 @@ def test_an_unknown_token_is_a_zero_embedding(case: StepCase) -> None:
         state = joint.advance(state, s, tokens[:, s])
         other = known.advance(other, s, tokens[:, s] % (VOCAB_SIZE + 1))
     torch.testing.assert_close(state.z, other.z)
-
-
-def test_has_no_best_components(case: StepCase) -> None:
-    with pytest.raises(ValueError, match="no best chain of components"):
-        case.joint().best_components()

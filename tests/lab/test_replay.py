@@ -71,14 +71,6 @@ def test_greedy_replay_is_what_decoding_does(model: PreTrainedModel, options: di
         assert found.accepted == accepted_at_least(statistics, head.config.horizon)
 
 
-def test_replay_of_best_components_is_what_decoding_does(model: PreTrainedModel) -> None:
-    head = tiny_head(model, joint="hmm", rank=3, horizon=3)
-    document, statistics = decode(model, head, PROMPT, 60, do_sample=False, drafting="components")
-    (found,) = replay(head, with_states(model, [document]), mode="components")
-    assert found.cycles == statistics.steps
-    assert found.accepted == accepted_at_least(statistics, 3)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", HEADS[1:4], ids=str)
 def test_sampled_replay_is_the_mean_of_decoding(model: PreTrainedModel, options: dict[str, Any]) -> None:

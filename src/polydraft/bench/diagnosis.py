@@ -22,7 +22,7 @@ class Diagnosis:
 
     Attributes:
         rows: texts decoded at once. horizon: tokens that the head sees ahead.
-        drafting: "tree", "chain" or "components".
+        drafting: "tree" or "chain".
         compiling: plain forwards compiled in the time of one that is not; None where nothing is compiled.
         bandwidth: of memory, bytes per second. weight_bytes: that a forward over one token reads.
         costs: of this machine, this way. statistics: of drafted generations, one text at a time.

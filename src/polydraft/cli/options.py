@@ -55,8 +55,7 @@ Drafting = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="auto: tree, several continuations checked together, where the model takes them; chain, one; "
-        "components, greedy alone: a chain from the likeliest components together.",
+        help="auto: tree, several continuations checked together, where the model takes them; chain, one.",
     ),
 ]
 DraftLength = Annotated[

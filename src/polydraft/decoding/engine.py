@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from polydraft.decoding.drafts import Draft, Kept, grown, split
 from polydraft.decoding.noise import GumbelNoise
 from polydraft.decoding.policy import Fixed, Policy
 from polydraft.decoding.processing import Drafting, draft_warp, of_row, target_scores
-from polydraft.decoding.requests import check_components
 from polydraft.decoding.row import Row
 from polydraft.decoding.stateless import for_drafts
 from polydraft.decoding.tree import choose_tree
@@ -30,7 +28,7 @@ from polydraft.decoding.verify import (
     verify_sampled,
 )
 from polydraft.heads import DraftHead
-from polydraft.joint import JointDistribution, LatentMixture
+from polydraft.joint import JointDistribution
 from polydraft.modes import VERIFICATION, check_modes
 
 SAMPLED = {"token": verify_sampled, "block": verify_block}
@@ -44,8 +42,7 @@ class Engine:
         head: attached to the base model. processors: applied to p, and to q where `stateless` allows.
         do_sample: sample, else take argmaxes. generator: source of randomness, torch's own if None.
         verification: of sampled drafts, "token" (rejection sampling, one by one) or "block".
-        drafting: "chain", "tree" (several continuations, checked together), or, greedy alone, "components"
-            (a chain of the likeliest components' tokens, all positions chosen together).
+        drafting: "chain", or "tree" (several continuations, checked together).
         policy: how many tokens to draft in each cycle; the head's horizon if None.
         copying: prompt lookup: when the last tokens occurred earlier in the text, draft what followed them
             there, and ask the head elsewhere; None asks the head always.
@@ -70,8 +67,6 @@ class Engine:
         keep_logits: bool = False,
     ) -> None:
         check_modes(verification=verification, drafting=drafting, do_sample=do_sample)
-        if drafting == "components":
-            check_components(head.config)
         self.head = head
         self.processors = processors
         self.do_sample = do_sample
@@ -130,8 +125,6 @@ class Engine:
         limit = min(count, depth)
         if self.do_sample:
             chain = joint.sample(generator=self.generator, warp=warp, length=limit)
-        elif self.drafting == "components":
-            chain = cast(LatentMixture, joint).best_components(warp=warp)
         else:
             chain = joint.argmax(warp=warp, length=limit)
         drafts = [draft.first(limit) for draft in split(chain, ids)]

@@ -44,9 +44,8 @@ def decoder(
         seed: of a sampled text, in place of a generator: the text then follows from prompt, options and seed
             alone, whatever is drafted and whoever shares the batch; see `GumbelNoise`. Texts of one prompt
             (`num_return_sequences`) are independent of each other; another call gives the same ones again.
-        verification: of sampled drafts, "token", or "block" of chains. drafting: "chain", "tree" or
-            "components", see `Engine`, or "auto", trees where the model takes them. The text is the base
-            model's own, whichever is chosen.
+        verification: of sampled drafts, "token", or "block" of chains. drafting: "chain", "tree", or
+            "auto", trees where the model takes them. The text is the base model's own, whichever is chosen.
         draft_length: tokens drafted in a cycle, of a chain at most the head's horizon; None for as many
             as pay on this machine, which is measured once (a second or two) and remembered; 0 for none.
         prompt_lookup_num_tokens: where the text repeats itself, copy up to this many tokens as drafts.

@@ -14,7 +14,6 @@ from polydraft.compat import CACHE
 from polydraft.decoding.grammar import check_grammars
 from polydraft.decoding.stateless import describe, keeping_state
 from polydraft.errors import InputError
-from polydraft.heads import DraftConfig
 
 KNOWN_INPUTS = {
     "attention_mask", "position_ids", CACHE, "use_cache", "cache_position", "logits_to_keep",
@@ -110,21 +109,6 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
             f"the generator is of {generator.device.type}, the model on {device}: make it with "
             f"torch.Generator({device.type!r})"
         )
-
-
-def check_components(config: DraftConfig) -> None:
-    """Refuse greedy drafting by components where the joint has no likeliest ones.
-
-    Raises:
-        InputError: says what in the head stands in the way.
-    """
-    if config.member.markov or config.member.steps:
-        raise InputError(
-            "drafting components needs rows that do not see the token before, which those of joint "
-            f"{config.joint!r} do: use drafting chain"
-        )
-    if config.features == "hidden":
-        raise InputError("drafting components needs a head with features 'fused': use drafting chain")
 
 
 def check_cache(cache: object, *, rows: int) -> DynamicCache:

@@ -113,22 +113,6 @@ class BinaryTree(Latent):
         """See `Latent`."""
         return BinaryTree(self.root[rows], self.edges[rows])
 
-    def best_path(self, scores: Tensor) -> Tensor:
-        """Max-product: messages up, then choices down; (B, n, r) -> (B, n)."""
-        inside: dict[int, Tensor] = {}
-        choice: dict[int, Tensor] = {}
-        for i in reversed(range(len(self.nodes))):
-            node = self.nodes[i]
-            here = scores[:, node.position] if node.position >= 0 else inside[node.left] + inside[node.right]
-            if i:
-                inside[i], choice[i] = (self.edges[:, i - 1] + here[:, None, :]).max(dim=-1)
-            else:
-                choice[0] = (self.root + here).argmax(-1)
-        chosen = {0: choice[0]}
-        for i in range(1, len(self.nodes)):
-            chosen[i] = choice[i].gather(-1, chosen[self.nodes[i].parent][:, None]).squeeze(-1)
-        return torch.stack([chosen[i] for i in leaves(self.horizon)], dim=1)
-
     def routed(self, count: int) -> tuple[BinaryTree, Tensor]:
         """The components of largest marginal at each node, with the edges between them."""
         beliefs = [self.root]

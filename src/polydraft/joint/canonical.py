@@ -43,11 +43,6 @@ class Canonical(Latent):
         """See `Latent`."""
         return Canonical(self.prior[rows], self.horizon)
 
-    def best_path(self, scores: Tensor) -> Tensor:
-        """argmax_a log w_a + sum_s scores[s, a], for all positions; (B, n, r) -> (B, n)."""
-        best = (self.prior + scores.sum(1)).argmax(-1)
-        return best[:, None].expand(-1, self.horizon)
-
     def routed(self, count: int) -> tuple[Canonical, Tensor]:
         """The `count` components of largest prior."""
         kept = top(self.prior, count)

@@ -134,14 +134,6 @@ class JointDistribution(ABC):
         """The greedy chain: x_s = argmax q(x_s | x_<s), rows processed by `warp` first."""
         return self._chain(generator=None, warp=warp, greedy=True, length=length)
 
-    def best_components(self, *, warp: Warp | None = None) -> Chain:
-        """Max-product over components and tokens jointly, where rows do not depend on the tokens before.
-
-        Raises:
-            ValueError: they do.
-        """
-        raise ValueError("rows that depend on the tokens before have no best chain of components")
-
     def after(self, tokens: Tensor) -> JointDistribution:
         """The joint of positions 2..n given x_1 = `tokens` (B,); -1 marks an unknown token."""
         return Later(self, tokens)

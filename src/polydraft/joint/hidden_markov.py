@@ -57,19 +57,6 @@ class HiddenMarkov(Latent):
         """See `Latent`."""
         return HiddenMarkov(self.initial[rows], self.transitions[rows])
 
-    def best_path(self, scores: Tensor) -> Tensor:
-        """Viterbi; (B, n, r) -> (B, n)."""
-        best = self.initial + scores[:, 0]
-        back = []
-        for s in range(self.horizon - 1):
-            reached, source = (best[:, :, None] + self.transitions[:, s]).max(dim=1)
-            back.append(source)
-            best = reached + scores[:, s + 1]
-        path = [best.argmax(-1)]
-        for source in reversed(back):
-            path.append(source.gather(-1, path[-1][:, None]).squeeze(-1))
-        return torch.stack(path[::-1], dim=1)
-
     def routed(self, count: int) -> tuple[HiddenMarkov, Tensor]:
         """The components of largest marginal at each position, with the transitions between them."""
         kept = top(self.marginals(), count)

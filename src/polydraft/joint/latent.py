@@ -43,10 +43,6 @@ class Latent(ABC):
         """The process whose row i is row `rows[i]` of this one; rows (B',) int64, repeats allowed."""
 
     @abstractmethod
-    def best_path(self, scores: Tensor) -> Tensor:
-        """argmax_z log P(z) + sum_s scores[s, z_s], over all positions jointly; (B, n, r) -> (B, n)."""
-
-    @abstractmethod
     def routed(self, count: int) -> tuple[Latent, Tensor]:
         """The process confined to the `count` likeliest components of each position.
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from polydraft.joint.distribution import Chain, Growing, JointDistribution, Warp
+from polydraft.joint.distribution import JointDistribution
 from polydraft.joint.latent import Latent
 
 Rows = Tensor | slice
@@ -113,30 +113,6 @@ class LatentMixture(JointDistribution):
         latent = self.latent.advance(state.latent, position, likelihood)
         later = position + 1 < self.horizon
         return State(latent, self._log_factors(position + 1, tokens) if later else state.log_factors[:, :0])
-
-    def best_components(self, *, warp: Warp | None = None) -> Chain:
-        """Max-product: the likeliest components and tokens jointly, argmax over (z, x), and those tokens.
-
-        With `warp`, the components are chosen without it, and each token is the argmax of its
-        component's processed row.
-
-        Raises:
-            ValueError: a bias ties each row to the token before.
-        """
-        if self.bias is not None:
-            raise ValueError("rows that depend on the token before have no best chain of components")
-        factors = self.log_factors
-        path = self.latent.best_path(factors.amax(-1))
-        rows = factors.gather(2, path[:, :, None, None].expand(-1, -1, 1, self.vocab_size)).squeeze(2)
-        growing = Growing(self.batch_size, device=self.device)
-        for position in range(self.horizon):
-            row = rows[:, position] if warp is None else warp(growing.tokens, rows[:, position])
-            best = row.max(-1)
-            growing.note(best.values)
-            if growing.ended:
-                break
-            growing.append(best.indices)
-        return growing.chain()
 
 
 def _of_tokens(log_factors: Tensor, tokens: Tensor) -> Tensor:
