@@ -37,8 +37,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lab.benchmarks.common import random_anchors, random_base, random_head, save, table
 from polydraft.heads import DraftHead
-from polydraft.training.losses import MOST_ANCHORS, Anchors, LossWeights, chunk_losses, head_losses
-from polydraft.training.options import LOSSES, TrainOptions
+from polydraft.training.losses import MOST_ANCHORS, Anchors, chunk_losses, head_losses
+from polydraft.training.options import TrainOptions
+from polydraft.training.weights import LOSSES, LossWeights
 
 FORM_CHUNK = 16
 """Anchors of a checkpointed chunk; its logits of one position are then of the size of the fused ones."""

@@ -19,7 +19,7 @@ import torch
 from lab.benchmarks.common import quartiles, random_anchors, random_base, random_head, save, table
 from polydraft.heads import DraftHead
 from polydraft.training.losses import Anchors, head_losses
-from polydraft.training.options import LOSSES
+from polydraft.training.weights import LOSSES
 
 RANKS = (1, 2, 4, 8, 16, 32)
 MEMBERS = ("cp", "hmm", "tree", "markov", "cp-markov")

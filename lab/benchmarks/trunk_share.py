@@ -33,7 +33,8 @@ from polydraft.heads import DraftHead
 from polydraft.loading import load_model
 from polydraft.training.anchors import build_anchors
 from polydraft.training.losses import head_losses
-from polydraft.training.options import LOSSES, TrainOptions
+from polydraft.training.options import TrainOptions
+from polydraft.training.weights import LOSSES
 
 PARTS = ("forward", "rows", "loss", "optimiser")
 """Of a step: the base model's forward as timed alone, what more its hidden states and rows cost, ..."""

@@ -12,7 +12,7 @@ from lab.overhead.cycle import now
 from polydraft.heads import DraftHead
 from polydraft.training.anchors import build_anchors
 from polydraft.training.losses import Anchors, head_losses
-from polydraft.training.options import LOSSES
+from polydraft.training.weights import LOSSES
 
 LOSS = "distill"
 """The preset that heads are trained with."""

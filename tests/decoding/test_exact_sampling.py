@@ -2,7 +2,8 @@
 
 False alarms: a correct decoder fails one test with probability 1e-4; seeds are fixed, so it never changes.
 Power: above 0.9999 for each of the planted faults, at 5,000 draws; asserted. The tests have 10,000.
-`test_exact_steps` has every case under every verification, without draws; here each case has one of them.
+`test_exact_steps` has every case under every verification, without draws; here each case has one of them,
+and but two of them are drawn by day.
 """
 
 from __future__ import annotations
@@ -119,8 +120,7 @@ def check_exact(case: Case, *, draws: int, verification: str) -> None:
 
 
 DAILY = (PREFIX_DEPENDENT, "block")
-OTHERS = [
-    (WARPED, "token"),
+NIGHTLY = [
     *((case, "token") for case in CASES[:6:2]),
     *((case, "block") for case in CASES[1:6:2]),
 ]
@@ -128,7 +128,11 @@ OTHERS = [
 
 @pytest.mark.parametrize(
     ("case", "verification"),
-    [DAILY, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)],
+    [
+        DAILY,
+        pytest.param(WARPED, "token", marks=pytest.mark.slow),
+        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in NIGHTLY),
+    ],
     ids=str,
 )
 def test_drafted_sampling_is_plain_sampling(case: Case, verification: str) -> None:

@@ -162,10 +162,10 @@ class TestContinuation:
 @pytest.mark.parametrize(
     ("places", "new_tokens"),
     [
-        (slice(0, 6), 64),
+        (slice(0, 4), 64),
         *(pytest.param(slice(half, 20, 2), 128, marks=pytest.mark.nightly) for half in (0, 1)),
     ],
-    ids=["6 prompts", "20 prompts, even", "20 prompts, odd"],
+    ids=["4 prompts", "20 prompts, even", "20 prompts, odd"],
 )
 def test_on_the_embedded_model(places: slice, new_tokens: int) -> None:
     """Held-out prompts with the shipped head, two of them with an oracle; all where there is no head.

@@ -201,7 +201,7 @@ def test_penalties_count_what_was_said_behind_the_prompt() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["cp", "block"])
+@pytest.mark.parametrize("head", ["cp", pytest.param("block", marks=pytest.mark.nightly)])
 def test_trees_in_a_live_batch_sample_from_the_model(head: str) -> None:
     """Chi-square over all texts of three tokens of a vocabulary of five; false alarms at 1e-4."""
     model = tiny_model(vocab_size=5, initializer_range=0.2)

@@ -65,7 +65,15 @@ def check_exact(case: Case, *, draws: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [WARPED, PREFIX_DEPENDENT, CASES[0], CASES[9]], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        WARPED,
+        CASES[9],
+        *(pytest.param(case, marks=pytest.mark.nightly) for case in (PREFIX_DEPENDENT, CASES[0])),
+    ],
+    ids=str,
+)
 def test_texts_are_distributed_as_plain_sampling(case: Case) -> None:
     """Of all heads the test below shows that drafts leave no trace."""
     check_exact(case, draws=5000)

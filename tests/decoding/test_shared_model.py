@@ -103,7 +103,7 @@ class TestAnImageBefore:
 EXTRA = [
     ("mixtral", "output_router_logits"),
     ("qwen3_moe", "output_router_logits"),
-    ("gpt_oss", "output_router_logits"),
+    pytest.param("gpt_oss", "output_router_logits", marks=pytest.mark.nightly),
     ("llama", "output_hidden_states"),
     ("gpt2", "output_hidden_states"),
     ("llama-eager", "output_attentions"),

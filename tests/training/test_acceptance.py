@@ -18,8 +18,9 @@ from polydraft.loading import load_head, load_model
 from polydraft.training.anchors import build_anchors
 from polydraft.training.collect import write_batch
 from polydraft.training.data import Document, collate
-from polydraft.training.losses import LossWeights, head_losses
+from polydraft.training.losses import head_losses
 from polydraft.training.validation import validate
+from polydraft.training.weights import LossWeights
 from tests.tiny import tiny_head, tiny_model
 
 VOCAB_SIZE = 12

@@ -18,9 +18,9 @@ from torch.utils.data import BatchSampler
 from polydraft.heads import DraftHead
 from polydraft.training.data import collate
 from polydraft.training.folder import last_complete_checkpoint
-from polydraft.training.losses import LossWeights
 from polydraft.training.objective import Objective
 from polydraft.training.order import EpochOrder, micro_batch_seed
+from polydraft.training.weights import LossWeights
 from tests.tiny import tiny_folder, tiny_head, tiny_model, tiny_tokenizer
 from tests.training.processes import WORLD, environment, run_jobs, spawn
 from tests.training.runs import run, same_weights, weights, write_corpus

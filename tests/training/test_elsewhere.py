@@ -13,7 +13,6 @@ from polydraft.heads import DraftHead
 from polydraft.joint import MEMBERS
 from polydraft.training.data import Document, collate
 from polydraft.training.gating import TextSample
-from polydraft.training.losses import LossWeights
 from polydraft.training.objective import Objective
 from polydraft.training.options import TrainOptions
 from polydraft.training.packing import collate_packed
@@ -21,6 +20,7 @@ from polydraft.training.prune import component_load, confined
 from polydraft.training.start import grow
 from polydraft.training.trunk import Trunk
 from polydraft.training.validation import validate
+from polydraft.training.weights import LossWeights
 from tests.elsewhere import DEVICE, Drafter, Elsewhere, pair, there
 from tests.tiny import BLOCK
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from polydraft.training import fused as module
 from polydraft.training.fused import FusedRows
-from polydraft.training.losses import LossWeights, head_losses
-from polydraft.training.terms import RowWeights, position_reference
+from polydraft.training.losses import head_losses
+from polydraft.training.terms import position_reference
+from polydraft.training.weights import LossWeights, RowWeights
 from tests.training.plain import gradients, make_anchors, make_head
 
 COUNT, RANK, VOCABULARY, WIDTH, OUTSIDE = 9, 3, 40, 16, 8

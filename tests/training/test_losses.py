@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from polydraft.heads import DraftHead
 from polydraft.joint import BinaryTree
-from polydraft.training.losses import Anchors, Losses, LossWeights, head_losses
+from polydraft.training.losses import Anchors, Losses, head_losses
 from polydraft.training.teacher import Teacher
+from polydraft.training.weights import LossWeights
 from tests.tiny import HIDDEN_SIZE, tiny_head, tiny_model
 from tests.training.plain import assert_close, gradients, make_anchors, make_head, reference, whole_joint
 

@@ -21,8 +21,9 @@ from polydraft.hidden import HiddenTap
 from polydraft.training.anchors import build_anchors
 from polydraft.training.cache import cache_hidden
 from polydraft.training.data import Document, collate
-from polydraft.training.losses import LossWeights, head_losses
+from polydraft.training.losses import head_losses
 from polydraft.training.packing import PackedDataset, check_packing, collate_packed, first_fit
+from polydraft.training.weights import LossWeights
 from tests.tiny import KINDS, tiny_head, tiny_model
 from tests.training.runs import StopAt, Stopped, run, same_weights, write_corpus
 

@@ -16,9 +16,10 @@ from polydraft.heads import DraftHead
 from polydraft.training.anchors import build_anchors
 from polydraft.training.cache import cache_hidden
 from polydraft.training.data import Document, collate
-from polydraft.training.losses import LossWeights, head_losses
+from polydraft.training.losses import head_losses
 from polydraft.training.packing import PackedDataset
 from polydraft.training.paths import paths
+from polydraft.training.weights import LossWeights
 from tests.heads.test_steps import FORMS, forms, make, z_by_hand
 from tests.tiny import BLOCK, tiny_head, tiny_model
 from tests.training.plain import gradients

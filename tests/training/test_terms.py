@@ -10,8 +10,9 @@ import torch
 
 from polydraft.training.anchors import build_anchors, thinned
 from polydraft.training.data import Document, collate
-from polydraft.training.losses import LossWeights, head_losses
+from polydraft.training.losses import head_losses
 from polydraft.training.terms import balance_loss, router_z_loss
+from polydraft.training.weights import LossWeights
 from tests.tiny import tiny_head, tiny_model
 from tests.training.plain import assert_close, gradients, make_anchors, make_head
 

@@ -23,11 +23,11 @@ from polydraft.joint import LatentMixture
 from polydraft.loading import load_head
 from polydraft.training.data import Document, collate, read_documents, split, windows
 from polydraft.training.language import language_loss, next_token_loss
-from polydraft.training.losses import LossWeights
 from polydraft.training.objective import Objective
 from polydraft.training.options import TrainOptions
 from polydraft.training.scratch import byte_tokenizer, scratch_model
 from polydraft.training.trunk import Trunk
+from polydraft.training.weights import LossWeights
 from tests.tiny import tiny_head, tiny_model, tiny_tokenizer
 from tests.training.runs import DEFAULTS, StopAt, Stopped, run, write_corpus
 

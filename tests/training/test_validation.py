@@ -15,9 +15,10 @@ from polydraft.heads import DraftHead
 from polydraft.training.anchors import build_anchors
 from polydraft.training.cache import cache_hidden
 from polydraft.training.data import Document, collate
-from polydraft.training.losses import Anchors, LossWeights, head_losses
+from polydraft.training.losses import Anchors, head_losses
 from polydraft.training.paths import paths
 from polydraft.training.validation import by_temperature, choose, end_tokens, missing_figures, validate
+from polydraft.training.weights import LossWeights
 from tests.tiny import tiny_head, tiny_model
 
 VOCAB_SIZE, HORIZON = 4, 3

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polydraft.training.teacher import probabilities
-from polydraft.training.terms import RowWeights
+from polydraft.training.weights import RowWeights
 
 FLOOR = 1e-30
 """Below this a probability counts as this; only the figures of impossible tokens see it."""

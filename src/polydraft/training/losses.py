@@ -7,7 +7,6 @@ gradient before it turns to the next, and within them `fused` makes the logits o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,8 @@ from polydraft.heads.past import Past
 from polydraft.training.chunked import chunked_sum
 from polydraft.training.fused import FusedRows, TeacherScores
 from polydraft.training.teacher import Teacher, probabilities
-from polydraft.training.terms import RowWeights, balance_loss, position_reference, router_z_loss
+from polydraft.training.terms import balance_loss, position_reference, router_z_loss
+from polydraft.training.weights import LossWeights
 
 MOST_ANCHORS = 128
 """At a time, at least where logits are fused; with few components more of them, for wide products."""
@@ -26,41 +26,6 @@ MOST_ROWS = 1024
 """Anchors times components at a time, where that is more."""
 MOST_LOGITS = 2**25
 """Logits of one position that exist together, at most; 128 MiB a tensor in float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """Coefficients of the terms of the loss; `chunk_losses` and `terms` have the formulas.
-
-    Attributes:
-        nll: joint negative log-likelihood of the text (the paper's loss). By the chain rule this is the
-            cross-entropy of the conditional rows against the text's own tokens.
-        kl: divergence of the conditional rows from the base model's rows (distillation); has the gradient
-            of the cross-entropy against those rows.
-        tv: total variation between them, the rate at which verification rejects drafts.
-        balance: load balancing over components, Switch-Transformer form.
-        z_loss: of the gate's scores, ST-MoE form; keeps them small.
-        discount: gamma; position s of a row counts gamma^s, s = 0..n-1.
-        gate_noise: deviation of normal noise on the gate's scores while training.
-    """
-
-    nll: float = 1.0
-    kl: float = 0.0
-    tv: float = 0.0
-    balance: float = 0.01
-    z_loss: float = 0.0
-    discount: float = 1.0
-    gate_noise: float = 0.0
-
-    @property
-    def rows(self) -> RowWeights:
-        """Those of the terms that need the base model's rows."""
-        return RowWeights(kl=self.kl, tv=self.tv)
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any term needs the base model's rows."""
-        return self.kl > 0 or self.tv > 0
 
 
 class Context(NamedTuple):

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from polydraft.files import saving
 from polydraft.heads import DraftHead
 from polydraft.training.anchors import build_anchors
-from polydraft.training.losses import Anchors, LossWeights, head_losses
+from polydraft.training.losses import Anchors, head_losses
 from polydraft.training.trunk import Trunk
+from polydraft.training.weights import LossWeights
 
 HEAD = "head."
 """Prefix of the head's parameters in the objective's state."""

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from polydraft.errors import InputError
-from polydraft.heads.config import check_features
-from polydraft.joint import MEMBERS
 from polydraft.modes import VERIFIER, VERIFIERS
-from polydraft.training.losses import LossWeights
-
-LOSSES = {
-    "joint": LossWeights(nll=1.0),
-    "distill": LossWeights(nll=0.1, kl=0.9),
-    "tv": LossWeights(nll=0.1, tv=0.9),
-}
-"""Presets; that of "tv" is DSpark's (DeepSeek, 2026)."""
-TERMS = ("nll", "kl", "tv")
-"""What a preset gives weights to."""
+from polydraft.options import option
+from polydraft.training.weights import LOSSES, TERMS, LossWeights
 
 JOINT = "markov"
 """The member that docs/results.md finds best."""
@@ -46,6 +36,8 @@ def default_rank(joint: str) -> int:
     Raises:
         InputError: no such member.
     """
+    from polydraft.joint import MEMBERS
+
     if joint not in MEMBERS:
         raise InputError(f"joint must be one of {', '.join(MEMBERS)}, got {joint!r}")
     return 1 if MEMBERS[joint].single else RANK
@@ -53,7 +45,7 @@ def default_rank(joint: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """How to train; see `polydraft train --help` for the words.
+    """How to train: the options of `polydraft train`, which are made from these fields.
 
     Attributes:
         loss: a preset of `LOSSES`; nll, kl, tv: weights instead of the preset's, None leaves them.
@@ -83,53 +75,89 @@ class TrainOptions:
         InputError: a number outside its range.
     """
 
-    joint: str = JOINT
-    rank: int = 1
-    horizon: int = 4
-    features: str = "fused"
-    feature_size: int = 2304
-    layers: tuple[int, ...] = field(default=())
-    block_start: str = "random"
-    map_rank: int = 128
-    markov_rank: int = 128
-    components: int = 0
-    own_unembedding: bool = False
-    draft_vocab_size: int = 8192
-    draft_vocab: str = "kept"
-    loss: str = "distill"
-    nll: float | None = None
-    kl: float | None = None
-    tv: float | None = None
-    balance: float = 0.01
-    z_loss: float = 0.0
-    gate_noise: float = 0.0
-    discount: float = 1.0
-    anchors_per_window: int = 0
-    steps: int = 1000
-    batch_size: int = 8
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    scheduler: str = "cosine"
-    warmup: int = 50
-    weight_decay: float = 0.0
-    mixed_precision: str = "no"
-    fsdp: bool = False
-    max_length: int = 512
-    packing: bool = False
-    held_out: float = 0.02
-    validation_windows: int = 64
-    every: int = 200
-    seed: int = 0
-    report_to: tuple[str, ...] = field(default=())
-    trunk: str = "frozen"
-    lm_weight: float = 1.0
-    trunk_learning_rate: float = 0.0
-    lora_rank: int = 16
-    lora_alpha: float = 0.0
-    lora_targets: tuple[str, ...] = field(default=())
-    verifier: str = VERIFIER
+    joint: str = option(
+        JOINT, "Model of the joint: independent, cp, hmm, tree, markov, cp-markov, sequential, recurrent."
+    )
+    rank: int = option(
+        1,
+        "Components of the joint; 4, or 1 where there is but one.",
+        otherwise=lambda given: default_rank(given["joint"]),
+    )
+    horizon: int = option(4, "Tokens drafted per step.")
+    features: str = option(
+        "fused", "fused; block, a transformer layer over all fused ones before; hidden (the paper's form)."
+    )
+    feature_size: int = option(2304, "Width of the layer that fuses the features.")
+    layers: tuple[int, ...] = option(
+        (), "Also read the K-th hidden layer of the base model; repeatable.", flag="--layer", metavar="K"
+    )
+    block_start: str = option("random", "Of the block: random, or base, the base model's last layer.")
+    map_rank: int = option(128, "Rank of the maps; 0 for full ones.")
+    markov_rank: int = option(128, "Rank of the bias from the token before (markov, cp-markov).")
+    components: int = option(0, "Likeliest components evaluated when drafting; 0 for all.")
+    own_unembedding: bool = option(False, "An unembedding per position and component.")
+    draft_vocab_size: int = option(8192, "Tokens that can be drafted.")
+    draft_vocab: str = option(
+        "kept", "With --init-from, of a head with as many: kept, its own, or data, those frequent now."
+    )
+    loss: str = option(
+        "distill",
+        "Weights of --nll, --kl, --tv: distill .1, .9, 0; joint 1, 0, 0 (the paper's); tv .1, 0, .9.",
+    )
+    nll: float | None = option(None, "Weight of the joint likelihood of the text.", shown="of --loss")
+    kl: float | None = option(None, "Weight of the divergence from the base model's rows.", shown="of --loss")
+    tv: float | None = option(
+        None, "Weight of the total variation, the rate of rejection.", shown="of --loss"
+    )
+    balance: float = option(0.01, "Coefficient of the load-balancing term.")
+    z_loss: float = option(0.0, "Coefficient of the router z-loss.")
+    gate_noise: float = option(0.0, "Deviation of noise on the gate's scores while training.")
+    discount: float = option(1.0, "Weight of each position relative to the one before.")
+    anchors_per_window: int = option(
+        0, "Positions learnt from per window on average, drawn at random; 0 for all."
+    )
+    steps: int = option(1000, "Optimiser steps.")
+    batch_size: int = option(8, "Windows of text per micro-batch.")
+    accumulate: int = option(1, "Micro-batches per step.")
+    learning_rate: float = option(1e-3, "Peak, after the warm-up.")
+    scheduler: str = option(
+        "cosine",
+        "Of the learning rate: cosine, linear, constant, constant_with_warmup, inverse_sqrt, polynomial, "
+        "cosine_with_restarts.",
+    )
+    warmup: int = option(50, "Steps of growing rate; at most half of all.")
+    weight_decay: float = option(0.0, "Of AdamW.")
+    mixed_precision: str = option(
+        "no", "Autocast over the head, a frozen base keeps its --dtype: no, bf16, fp16."
+    )
+    fsdp: bool = option(False, "Shard what is trained over the processes of torchrun.")
+    max_length: int = option(512, "Tokens of a window of text.")
+    packing: bool = option(False, "Several windows in a row of --max-length; none sees another.")
+    held_out: float = option(0.02, "Share of the documents held out.")
+    validation_windows: int = option(
+        64, "Held-out windows looked at, of each temperature; fewer are faster, less precise."
+    )
+    every: int = option(200, "Steps between held-out figures and checkpoints.")
+    seed: int = option(0, "Fixes the split, the start and the order.")
+    report_to: tuple[str, ...] = option((), "tensorboard, trackio, ...; as in transformers.")
+    trunk: str = option("frozen", "What of the model is trained too: frozen (nothing), lora, full, scratch.")
+    lm_weight: float = option(1.0, "Of a trained model's own next-token loss.")
+    trunk_learning_rate: float = option(
+        0.0, "Peak, of a trained model; 0: lora 2e-4, full 2e-5, scratch 1e-3."
+    )
+    lora_rank: int = option(16, "Rank of the adapter.")
+    lora_alpha: float = option(0.0, "Scale of the adapter; 0 for twice its rank.")
+    lora_targets: tuple[str, ...] = option(
+        (), "Layers to adapt, such as q_proj; several. All linear ones.", flag="--lora-target", metavar="NAME"
+    )
+    verifier: str = option(
+        VERIFIER, "With --trunk lora, what will verify: trained (the adapted model), or base."
+    )
 
     def __post_init__(self) -> None:
+        from polydraft.heads.config import check_features
+        from polydraft.joint import MEMBERS
+
         for name in ("steps", "batch_size", "accumulate", "every", "validation_windows"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")

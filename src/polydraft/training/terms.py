@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-
-class RowWeights(NamedTuple):
-    """Coefficients of the terms that hold a conditional row q against the base model's row p.
-
-    Attributes:
-        kl: of the Kullback-Leibler divergence. tv: of the total variation; both in `position_reference`.
-    """
-
-    kl: float
-    tv: float
+from polydraft.training.weights import RowWeights
 
 
 def position_reference(
