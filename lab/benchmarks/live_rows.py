@@ -3,18 +3,19 @@
     python -m lab.benchmarks.live_rows --model smollm2-135m-instruct --head smollm2-135m-instruct \
         --rows 1 4 8 16 32 --temperatures 0 0.8 --rounds 6 --json out.json
 
-Two batches of the same size take turns, one that drafts as a server does and one that never drafts. In a
-round each holds R texts, every one that ends replaced by the next, until R times `--tokens` tokens are
-written; both write the same texts, in an order of prompts that moves on from round to round. The figure of a
-round is tokens per CPU second of this thread, so that other work on the machine disturbs little; prompts are
-part of it. A line has the medians, and the median of the ratios of rounds with their quartiles.
+Two batches of the same size, one that drafts as a server does and one that never drafts, take turns step by
+step: the next step is that of the batch that has written less. So whatever else the machine does disturbs
+both alike. Each holds R texts, every one that ends replaced by the next; both write the same texts, `--tokens`
+tokens long on average, from half of it to one and a half. A round is R times `--tokens` tokens of each batch,
+its figure tokens per CPU second of this thread; prompts are part of it. A line has the medians over rounds, and
+the median of their ratios with quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,37 +36,71 @@ class Side:
     """A batch, and the texts that are waiting for it.
 
     Args:
-        rows: texts at once. prompts: token ids, taken in turn without end. options: of `new_row`.
+        rows: texts at once. prompts: token ids, taken in turn without end. tokens: of a text, on average.
+        options: of `new_row`.
     """
 
     def __init__(
-        self, batch: LiveBatch, prompts: Sequence[Sequence[int]], *, rows: int, **options: Any
+        self,
+        batch: LiveBatch,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rows: int,
+        tokens: int,
+        **options: Any,
     ) -> None:
         self._batch = batch
         self._rows = rows
+        self._tokens = tokens
         self._options = options
         self._prompts = prompts
-        self._number: Iterator[int] = count()
-        self.statistics = DecodingStatistics()
+        self._number = count()
+        self._texts: list[LiveRow] = []
+        self.seconds = 0.0
 
     def _next(self) -> LiveRow:
         number = next(self._number)
-        return new_row(self._prompts[number % len(self._prompts)], seed=number, **self._options)
+        length = self._tokens // 2 + number * 29 % (self._tokens + 1)
+        prompt = self._prompts[number % len(self._prompts)]
+        return new_row(prompt, seed=number, max_new_tokens=length, **self._options)
 
-    def round(self, tokens: int) -> float:
-        """Write that many tokens or a few more, all rows at work; tokens per CPU second."""
-        rows: list[LiveRow] = []
+    def step(self) -> None:
+        """Fill the batch and take a step, on the clock."""
         began = time.thread_time()
-        while sum(len(row.origins) for row in rows) < tokens:
-            new = [self._next() for _ in range(self._rows - len(self._batch.active))]
-            rows += new
-            self._batch.admit(new)
-            self._batch.step()
-        seconds = time.thread_time() - began
-        for row in rows:
+        new = [self._next() for _ in range(self._rows - len(self._batch.active))]
+        self._texts += new
+        self._batch.admit(new)
+        self._batch.step()
+        self.seconds += time.thread_time() - began
+
+    @property
+    def written(self) -> int:
+        """Tokens so far."""
+        return sum(len(row.origins) for row in self._texts)
+
+    @property
+    def statistics(self) -> DecodingStatistics:
+        """Counts of all texts so far."""
+        return DecodingStatistics.merged([row.statistics for row in self._texts])
+
+    def end(self) -> None:
+        """Drop what is at work."""
+        for row in self._texts:
             self._batch.drop(row)
-        self.statistics = DecodingStatistics.merged([self.statistics, *(row.statistics for row in rows)])
-        return sum(len(row.origins) for row in rows) / seconds
+
+
+def round_of(sides: Sequence[Side], tokens: int) -> list[float]:
+    """Let each side write `tokens` tokens or a few more, in turn; tokens per CPU second of each."""
+    before = [(side.written, side.seconds) for side in sides]
+    written = [0] * len(sides)
+    while min(written) < tokens:
+        least = min(range(len(sides)), key=written.__getitem__)
+        sides[least].step()
+        written[least] = sides[least].written - before[least][0]
+    return [
+        done / (side.seconds - seconds)
+        for done, side, (_, seconds) in zip(written, sides, before, strict=True)
+    ]
 
 
 def main() -> None:
@@ -75,9 +110,9 @@ def main() -> None:
     parser.add_argument("--head", required=True)
     parser.add_argument("--prompts", default="validation")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 32])
-    parser.add_argument("--capacity", type=int, help="of the batches; as many texts as they hold if None")
+    parser.add_argument("--capacity", type=int, help="of the batches; the number of texts if None")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.8])
-    parser.add_argument("--tokens", type=int, default=64, help="of a text")
+    parser.add_argument("--tokens", type=int, default=64, help="of a text, on average")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--compile", action="store_true", dest="compiled")
@@ -100,21 +135,22 @@ def main() -> None:
                     batch,
                     prompts,
                     rows=size,
+                    tokens=given.tokens,
                     device=model.device,
-                    max_new_tokens=given.tokens,
                     temperature=temperature,
                 )
                 for name, batch in batches.items()
             }
             found: dict[str, list[float]] = {name: [] for name in sides}
             for number in range(given.rounds + 1):
-                order = list(sides) if number % 2 else list(sides)[::-1]
-                for name in order:
-                    speed = sides[name].round(size * (given.tokens if number else 8))
-                    if number:  # the first one warms up
+                speeds = round_of(list(sides.values()), size * given.tokens)
+                for name, speed in zip(sides, speeds, strict=True):
+                    if number:  # the first round fills the batches and warms up
                         found[name].append(speed)
             ratios = quartiles([d / p for d, p in zip(found["drafted"], found["plain"], strict=True)])
             statistics = sides["drafted"].statistics
+            for side in sides.values():
+                side.end()
             lines.append(
                 {
                     "rows": size,
