@@ -5,10 +5,10 @@
 
 Two batches of the same size, one that drafts as a server does and one that never drafts, take turns step by
 step: the next step is that of the batch that has written less. So whatever else the machine does disturbs
-both alike. Each holds R texts, every one that ends replaced by the next; both write the same texts, `--tokens`
-tokens long on average, from half of it to one and a half. A round is R times `--tokens` tokens of each batch,
-its figure tokens per CPU second of this thread; prompts are part of it. A line has the medians over rounds, and
-the median of their ratios with quartiles.
+both alike. Each holds R texts, every one that ends replaced by the next; both write the same texts, of
+`--tokens` tokens on average, from half of it to one and a half. A round is R times `--tokens` tokens of each
+batch, its figure tokens per CPU second of this thread; prompts are part of it. A line has the medians over
+rounds, and the median of their ratios with quartiles.
 """
 
 from __future__ import annotations
