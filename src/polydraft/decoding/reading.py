@@ -54,8 +54,8 @@ class Reading:
             prompt = self.rows[0].ids[0]  # the only one, or one of those that fit into a chunk
             self._parts.extend(self._split(prompt))
         trunk, follower = self._begun
-        if self._nothing_to_write and len(self._parts) == 1:
-            self._finish()
+        if self.rows[0].room == 0 and len(self._parts) == 1:
+            self.rows[0].end()  # nothing is to be written: the last token need not be read
             return
         with trunk:
             part = self._parts.popleft()
@@ -70,8 +70,6 @@ class Reading:
                 self._tracer.read(after.tolist(), trunk.read(part))
             follower.grow([part], [trunk.hidden[0]], [after])
             follower.catch_up()
-        if self._nothing_to_write and len(self._parts) == 1:
-            self._finish()
 
     def _split(self, prompt: Tensor) -> list[Tensor]:
         if self._tracer is None:
@@ -81,18 +79,8 @@ class Reading:
 
     @property
     def _tracer(self) -> Tracer | None:
-        """The tracer of a prompt that is to be traced."""
-        (row, *others) = self.rows
-        return None if others or not row.traces_prompt else row.tracer
-
-    @property
-    def _nothing_to_write(self) -> bool:
-        return self.rows[0].room == 0
-
-    def _finish(self) -> None:
-        """The text ends with its prompt."""
-        self._parts.clear()
-        self.rows[0].end()
+        """The tracer of a prompt that is to be traced, which is read alone."""
+        return self.rows[0].tracer if self.rows[0].traces_prompt else None
 
 
 class Readings:

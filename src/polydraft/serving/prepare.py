@@ -44,7 +44,7 @@ def completion_job(body: CompletionRequest, served: Served, *, loop: asyncio.Abs
     """
     if len(body.prompts) * body.n > MOST_CHOICES:
         raise refused(f"prompts times n must be at most {MOST_CHOICES}", param="prompt")
-    if body.reads_only and not body.echo:
+    if body.max_tokens == 0 and not body.echo:
         raise refused("max_tokens 0 needs echo: true", param="max_tokens")
     prompts: list[list[int]] = []
     limits: list[int] = []

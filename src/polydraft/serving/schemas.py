@@ -157,11 +157,6 @@ class CompletionRequest(Sampling):
         return self.logprobs
 
     @property
-    def reads_only(self) -> bool:
-        """Whether nothing is to be written."""
-        return self.max_tokens == 0
-
-    @property
     def prompts(self) -> list[str | list[int]]:
         """Each prompt."""
         if isinstance(self.prompt, str):
